@@ -1,0 +1,59 @@
+// Command gantry-supervisor is the parent of a node's containers. The daemon
+// starts it and talks to it; see sandbox/supervisor.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/server"
+)
+
+func main() {
+	dir := flag.String("dir", "", "directory of the socket and the records, absolute, 0700")
+	readyFD := flag.Int("ready-fd", -1, "descriptor to write \"ready\" to, or the error, and to close")
+	flag.Parse()
+	if err := run(*dir, *readyFD); err != nil {
+		fmt.Fprintln(os.Stderr, "gantry-supervisor:", err)
+		os.Exit(1)
+	}
+}
+
+func run(dir string, readyFD int) (err error) {
+	say := func(string) {}
+	if readyFD >= 0 {
+		unix.CloseOnExec(readyFD)
+		f := os.NewFile(uintptr(readyFD), "ready")
+		say = func(text string) {
+			_, _ = f.WriteString(text)
+			_ = f.Close()
+		}
+	}
+	defer func() {
+		if err != nil {
+			say(err.Error())
+		}
+	}()
+	if !filepath.IsAbs(dir) || flag.NArg() > 0 {
+		return fmt.Errorf("usage: gantry-supervisor --dir DIR (an absolute path), got %q and %q", dir, flag.Args())
+	}
+	// A small heap that stays small: most of what is done makes no garbage.
+	debug.SetGCPercent(25)
+	debug.SetMemoryLimit(64 << 20)
+	unix.Umask(0o022) // as log directories and files are made with their modes
+	// The terminal that it may have been started from is of no concern. Not
+	// signal.Ignore, which containers would inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	return server.Serve(ctx, dir, log, func() { say("ready\n") })
+}

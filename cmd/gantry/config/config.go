@@ -1,0 +1,141 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// DefaultFile is the file that is read when none is named.
+const DefaultFile = "/etc/gantry/config.toml"
+
+// Values of Config.CgroupDriver and Network.Default.
+const (
+	CgroupFS      = "cgroupfs"
+	Systemd       = "systemd"
+	NetworkBridge = "gantry-bridge"
+	NetworkNone   = "none"
+)
+
+// Config is the whole configuration. It comes settled from [Load]: no path is
+// empty but Supervisor, when there is none to be found.
+type Config struct {
+	Root           string `toml:"root" comment:"State that outlives a reboot: images, records, leases of addresses. One instance at a time."`
+	Run            string `toml:"run" comment:"State until the next reboot: namespaces, bundles, mounts, the socket."`
+	Socket         string `toml:"socket" comment:"Unix socket of the CRI, at most 107 bytes. Default: gantry.sock in run."`
+	Supervisor     string `toml:"supervisor" comment:"The gantry-supervisor binary. Default: the one beside the gantry binary, else in PATH."`
+	DefaultRuntime string `toml:"default_runtime" comment:"The runtime of pods that name none. Default: runc, else crun, else the first by name."`
+	CgroupDriver   string `toml:"cgroup_driver" comment:"How cgroups are made, as the kubelet's cgroupDriver: \"cgroupfs\" or \"systemd\"."`
+	ShmSize        Size   `toml:"shm_size" comment:"Size of a pod's /dev/shm."`
+	SeccompDir     string `toml:"seccomp_dir" comment:"Where localhost seccomp profiles with a relative name lie."`
+	LogLevel       int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
+
+	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
+
+	CNI      CNI                `toml:"cni" comment:"Networks by CNI plugins. The first configuration of conf_dir by name is used, and read anew when it changes."`
+	Network  Network            `toml:"network" comment:"The network that serves when cni.conf_dir has no configuration.\nInstances beside each other on one machine need a bridge, subnets and table each."`
+	Images   Images             `toml:"images" comment:"Pulling and keeping images."`
+	Runtimes map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of their handler. Default, when none is named: runc and crun where installed."`
+}
+
+// CNI is where CNI configuration and plugins lie.
+type CNI struct {
+	ConfDir string   `toml:"conf_dir" comment:"Directory of *.conflist, *.conf and *.json."`
+	BinDirs []string `toml:"bin_dirs" comment:"Where plugins are looked for, in this order."`
+}
+
+// Network is the built-in network.
+type Network struct {
+	Default string         `toml:"default" comment:"\"gantry-bridge\", or \"none\": without CNI configuration the node is not ready."`
+	Bridge  string         `toml:"bridge" comment:"Name of its bridge, at most 15 bytes."`
+	Subnets []netip.Prefix `toml:"subnets" comment:"Addresses of pods: one prefix, or two of different families. The kubelet's pod CIDR goes before."`
+	Table   string         `toml:"table" comment:"nftables table for masquerading and host ports. Default: gantry, followed by the bridge's name if that is not gantry0."`
+}
+
+// Images is how images are pulled and kept.
+type Images struct {
+	MaxDownloads        int      `toml:"max_downloads" comment:"Layers that are fetched and unpacked at a time, over all pulls."`
+	PullProgressTimeout Duration `toml:"pull_progress_timeout" comment:"A pull that gets no byte for so long fails."`
+	KeepLayerBlobs      bool     `toml:"keep_layer_blobs" comment:"Keep the compressed layers too."`
+	Pinned              []string `toml:"pinned" comment:"Images that the kubelet never removes; * matches any text."`
+}
+
+// Runtime is an OCI runtime.
+type Runtime struct {
+	Path string `toml:"path" comment:"The binary: an absolute path, or a name to be looked for in PATH."`
+}
+
+const defaultBridge = "gantry0"
+
+// Default is the configuration of an empty file, not settled yet (see [Settle]).
+func Default() Config {
+	return Config{
+		Root:               "/var/lib/gantry",
+		Run:                "/run/gantry",
+		CgroupDriver:       CgroupFS,
+		ShmSize:            64 << 20,
+		SeccompDir:         "/var/lib/kubelet/seccomp",
+		LogLevel:           2,
+		RegistryConfigDirs: []string{"/etc/gantry/certs.d", "/etc/containerd/certs.d"},
+		CNI:                CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Network: Network{
+			Default: NetworkBridge,
+			Bridge:  defaultBridge,
+			Subnets: []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
+		},
+		Images: Images{MaxDownloads: 6, PullProgressTimeout: Duration(time.Minute), Pinned: []string{}},
+	}
+}
+
+// Duration is a time.Duration that is written like "1m30s".
+type Duration time.Duration
+
+// UnmarshalText reads what [time.ParseDuration] does.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"90s\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// MarshalText writes what UnmarshalText reads.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Size is a number of bytes that is written like "64MiB".
+type Size int64
+
+var units = []struct {
+	suffix string
+	shift  int
+}{{"GiB", 30}, {"MiB", 20}, {"KiB", 10}, {"", 0}}
+
+// UnmarshalText reads a number of bytes, KiB, MiB or GiB.
+func (s *Size) UnmarshalText(text []byte) error {
+	for _, u := range units {
+		digits, ok := strings.CutSuffix(string(text), u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > (1<<62)>>u.shift {
+			break
+		}
+		*s = Size(n << u.shift)
+		return nil
+	}
+	return fmt.Errorf("%q is not a size such as \"64MiB\"", text)
+}
+
+// MarshalText writes the size in the greatest unit that it is whole in.
+func (s Size) MarshalText() ([]byte, error) {
+	for _, u := range units {
+		if s != 0 && s%(1<<u.shift) == 0 {
+			return fmt.Appendf(nil, "%d%s", s>>u.shift, u.suffix), nil
+		}
+	}
+	return []byte("0"), nil
+}

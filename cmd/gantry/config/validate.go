@@ -1,0 +1,180 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+const maxSocketPath = 107 // unix(7), sun_path
+
+var (
+	handlerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
+	linkName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
+	tableName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+)
+
+// Validate checks what `gantry serve` needs. It joins all errors, each of which
+// names the key, its value and what to do. That the program of another runtime
+// than the default one is missing is not among them: see [Config.Missing].
+func (c Config) Validate() error {
+	return errors.Join(slices.Concat(
+		c.checkPaths(), c.checkRuntimes(), c.Network.check(), c.Images.check(), c.checkValues())...)
+}
+
+func wrong(key string, value any, format string, args ...any) error {
+	if s, ok := value.(string); ok {
+		value = fmt.Sprintf("%q", s)
+	}
+	return fmt.Errorf("%s = %v: %s", key, value, fmt.Sprintf(format, args...))
+}
+
+func (c Config) checkPaths() (errs []error) {
+	absolute := func(key, path string) {
+		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
+			errs = append(errs, wrong(key, path, "give a clean absolute path"))
+		}
+	}
+	absolute("root", c.Root)
+	absolute("run", c.Run)
+	absolute("socket", c.Socket)
+	absolute("seccomp_dir", c.SeccompDir)
+	absolute("cni.conf_dir", c.CNI.ConfDir)
+	for i, dir := range c.CNI.BinDirs {
+		absolute(fmt.Sprintf("cni.bin_dirs[%d]", i), dir)
+	}
+	for i, dir := range c.RegistryConfigDirs {
+		absolute(fmt.Sprintf("registry_config_dirs[%d]", i), dir)
+	}
+	if c.Root == c.Run {
+		errs = append(errs, wrong("run", c.Run, "is root too; give each a directory of its own"))
+	}
+	if len(c.Socket) > maxSocketPath {
+		errs = append(errs, wrong("socket", c.Socket, "has %d bytes, the kernel takes %d; give a shorter path", len(c.Socket), maxSocketPath))
+	}
+	if c.Supervisor == "" {
+		errs = append(errs, wrong("supervisor", c.Supervisor, "gantry-supervisor is neither beside gantry nor in PATH; install it or give its path"))
+	} else if err := program(c.Supervisor); err != nil {
+		errs = append(errs, wrong("supervisor", c.Supervisor, "%v; give the path of gantry-supervisor", err))
+	}
+	return errs
+}
+
+func program(path string) error {
+	if !filepath.IsAbs(path) {
+		return errors.New("is no absolute path")
+	}
+	return executable(path)
+}
+
+func (c Config) checkRuntimes() (errs []error) {
+	if len(c.Runtimes) == 0 {
+		return []error{errors.New("runtimes: neither runc nor crun is installed; install one, or name one with --runtime NAME=PATH or [runtimes.NAME] path")}
+	}
+	names := slices.Sorted(maps.Keys(c.Runtimes))
+	for _, name := range names {
+		key := "runtimes." + name + ".path"
+		if !handlerName.MatchString(name) {
+			errs = append(errs, fmt.Errorf("runtimes.%q: a runtime's name has up to 63 letters, digits, \".\", \"_\" and \"-\"; rename it", name))
+		}
+		switch path := c.Runtimes[name].Path; {
+		case path == "":
+			errs = append(errs, wrong(key, path, "give the path of the OCI runtime"))
+		case strings.Contains(path, "/") && !filepath.IsAbs(path):
+			errs = append(errs, wrong(key, path, "give an absolute path, or a name to be looked for in PATH"))
+		case name == c.DefaultRuntime:
+			if err := c.missing(name); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if _, ok := c.Runtimes[c.DefaultRuntime]; !ok {
+		errs = append(errs, wrong("default_runtime", c.DefaultRuntime, "is none of the runtimes (%s); name one of them", strings.Join(names, ", ")))
+	}
+	return errs
+}
+
+// Missing are the runtimes other than the default one whose program cannot be
+// executed, by name, each with an error that says what to do. Only pods that
+// ask for one of them fail; the node and its other pods go on.
+func (c Config) Missing() map[string]error {
+	out := map[string]error{}
+	for name := range c.Runtimes {
+		if err := c.missing(name); err != nil && name != c.DefaultRuntime {
+			out[name] = err
+		}
+	}
+	return out
+}
+
+func (c Config) missing(name string) error {
+	key, path := "runtimes."+name+".path", c.Runtimes[name].Path
+	if !strings.Contains(path, "/") {
+		return wrong(key, path, "is not in PATH; install it or give its absolute path")
+	}
+	if err := program(path); err != nil {
+		return wrong(key, path, "%v; install it or correct the path", err)
+	}
+	return nil
+}
+
+func (n Network) check() (errs []error) {
+	if n.Default != NetworkBridge && n.Default != NetworkNone {
+		errs = append(errs, wrong("network.default", n.Default, "give %q or %q", NetworkBridge, NetworkNone))
+	}
+	if !linkName.MatchString(n.Bridge) {
+		errs = append(errs, wrong("network.bridge", n.Bridge, "give a name of at most 15 letters, digits, \".\", \"_\" and \"-\""))
+	}
+	if !tableName.MatchString(n.Table) {
+		errs = append(errs, wrong("network.table", n.Table, "give a name of letters, digits and \"_\""))
+	}
+	if len(n.Subnets) == 0 || len(n.Subnets) > 2 || len(n.Subnets) == 2 && n.Subnets[0].Addr().Is4() == n.Subnets[1].Addr().Is4() {
+		errs = append(errs, wrong("network.subnets", n.Subnets, "give one prefix, or one of IPv4 and one of IPv6"))
+	}
+	for _, p := range n.Subnets {
+		switch {
+		case !p.IsValid() || p.Addr().Is4In6():
+			errs = append(errs, wrong("network.subnets", n.Subnets, "give prefixes such as 10.86.0.0/16"))
+		case p != p.Masked():
+			errs = append(errs, wrong("network.subnets", p, "has bits behind the prefix; write %v", p.Masked()))
+		case !roomy(p):
+			errs = append(errs, wrong("network.subnets", p, "has no room for pods; give a wider prefix"))
+		}
+	}
+	return errs
+}
+
+// roomy is whether a prefix has addresses for a bridge and a pod.
+func roomy(p netip.Prefix) bool { return p.Addr().BitLen()-p.Bits() >= 2 }
+
+func (i Images) check() (errs []error) {
+	if i.MaxDownloads < 1 || i.MaxDownloads > 64 {
+		errs = append(errs, wrong("images.max_downloads", i.MaxDownloads, "give 1 to 64"))
+	}
+	if t := time.Duration(i.PullProgressTimeout); t < time.Second || t > time.Hour {
+		errs = append(errs, wrong("images.pull_progress_timeout", t.String(), "give \"1s\" to \"1h\""))
+	}
+	if slices.Contains(i.Pinned, "") {
+		errs = append(errs, wrong("images.pinned", i.Pinned, "has an empty entry; remove it"))
+	}
+	return errs
+}
+
+func (c Config) checkValues() (errs []error) {
+	if c.CgroupDriver != CgroupFS && c.CgroupDriver != Systemd {
+		errs = append(errs, wrong("cgroup_driver", c.CgroupDriver, "give %q or %q, the same as the kubelet's cgroupDriver", CgroupFS, Systemd))
+	}
+	if c.LogLevel < 0 || c.LogLevel > 10 {
+		errs = append(errs, wrong("log_level", c.LogLevel, "give 0 to 10"))
+	}
+	if c.ShmSize < 4096 {
+		errs = append(errs, wrong("shm_size", int64(c.ShmSize), "give at least 4096 bytes"))
+	}
+	return errs
+}

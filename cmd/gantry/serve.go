@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cmd/gantry/config"
+	"github.com/gantry-cri/gantry/cni"
+	"github.com/gantry-cri/gantry/cri"
+	"github.com/gantry-cri/gantry/imageservice"
+	"github.com/gantry-cri/gantry/runtimeservice"
+	"github.com/gantry-cri/gantry/sandbox"
+)
+
+// teardownTimeout bounds what is removed when the daemon ends and no pod is left.
+const teardownTimeout = 10 * time.Second
+
+// serve is the daemon: it takes over what the last one has left, answers the
+// CRI until ctx ends, and leaves what runs running.
+func serve(ctx context.Context, cfg config.Config) (err error) {
+	unlock, err := lockRoot(cfg.Root, cfg.Run)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// What the parts do at their end must not be cut off by what ends them.
+	detached := context.WithoutCancel(ctx)
+
+	host, err := sandbox.Open(ctx, sandbox.Config{
+		RunDir: cfg.Run, Supervisor: cfg.Supervisor, SupervisorLog: filepath.Join(cfg.Run, "supervisor.log"),
+	})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, host.Close)
+	images, err := imageservice.Open(detached, imageservice.Config{
+		Root: filepath.Join(cfg.Root, "images"), RunDir: filepath.Join(cfg.Run, "rootfs"), HostsDirs: cfg.RegistryConfigDirs,
+		MaxDownloads: cfg.Images.MaxDownloads, ProgressTimeout: time.Duration(cfg.Images.PullProgressTimeout),
+		KeepLayerBlobs: cfg.Images.KeepLayerBlobs, Pinned: cfg.Images.Pinned,
+	})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, images.Close)
+	networks, err := cni.Open(detached, cni.Config{
+		ConfDir: cfg.CNI.ConfDir, BinDirs: cfg.CNI.BinDirs, StateDir: filepath.Join(cfg.Root, "cni"),
+		Bridge: cfg.Network.Bridge, Subnets: cfg.Network.Subnets, NoDefault: cfg.Network.Default == config.NetworkNone, Table: cfg.Network.Table,
+	})
+	if err != nil {
+		return err
+	}
+	defer closing(&err, networks.Close)
+	service, err := runtimeservice.Open(ctx, runtimeservice.Config{
+		Root: cfg.Root, Version: version, Handlers: probeHandlers(ctx, cfg), DefaultHandler: cfg.DefaultRuntime,
+		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize),
+	}, host, images, networks)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, service.Close)
+
+	err = cri.Serve(ctx, cri.Config{
+		Socket: cfg.Socket,
+		Ready:  func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
+	}, service, images)
+	return errors.Join(err, leaveNothing(detached, networks))
+}
+
+// leaveNothing removes the bridge and the nftables table if no pod needs them,
+// so that a node whose pods are gone is as it was before.
+func leaveNothing(ctx context.Context, networks *cni.Networks) error {
+	ctx, cancel := context.WithTimeout(ctx, teardownTimeout)
+	defer cancel()
+	if err := networks.Teardown(ctx); err != nil && !errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	return nil
+}
+
+// probeHandlers asks every configured OCI runtime what it can do, by name. One
+// that does not answer keeps its pods from running, not the others'.
+func probeHandlers(ctx context.Context, cfg config.Config) []runtimeservice.Handler {
+	var out []runtimeservice.Handler
+	missing := cfg.Missing()
+	for _, name := range slices.Sorted(maps.Keys(cfg.Runtimes)) {
+		h := runtimeservice.Handler{Name: name, Path: cfg.Runtimes[name].Path, Err: missing[name]}
+		if h.Err == nil {
+			h.Features, h.Err = sandbox.ProbeRuntime(ctx, h.Path)
+		}
+		if h.Err != nil {
+			klog.FromContext(ctx).Error(h.Err, "Pods of this runtime cannot be run", "runtime", name)
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+// lockRoot makes the two directories, closed to everybody else, and keeps a
+// second daemon from using them.
+func lockRoot(root, run string) (unlock func(), err error) {
+	for _, dir := range []string{root, run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making %s: %w", dir, err)
+		}
+		// Root file systems with setuid programs lie below (CVE-2021-41103).
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("closing %s to others: %w", dir, err)
+		}
+	}
+	// Both: to a daemon with other records, all that is in a shared run directory would be leftovers to remove.
+	ofRoot, err := lockDir(root)
+	if err != nil {
+		return nil, err
+	}
+	ofRun, err := lockDir(run)
+	if err != nil {
+		_ = ofRoot.Close()
+		return nil, err
+	}
+	return func() { _, _ = ofRun.Close(), ofRoot.Close() }, nil
+}
+
+// lockDir locks one directory; the lock ends with the descriptor.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking %s: %w", dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("another gantry uses %s (stop it, or give this one its own --root, --run, --bridge and --subnet): %w: %w", dir, err, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
+}
+
+// closing adds the error of an orderly end to *err.
+func closing(err *error, end func() error) { *err = errors.Join(*err, end()) }

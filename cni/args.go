@@ -1,0 +1,133 @@
+package cni
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
+	"k8s.io/klog/v2"
+)
+
+// ifName is the pod's interface: Kubernetes knows no other.
+const ifName = "eth0"
+
+// check refuses what cannot be passed to a plugin as it is meant.
+func (p Pod) check() error {
+	if err := utils.ValidateContainerID(p.ID); err != nil || len(p.ID) > 128 {
+		return fmt.Errorf("pod id %q is empty, too long or has other characters than letters, digits, _ . -: %w", p.ID, errdefs.ErrInvalidArgument)
+	}
+	for _, f := range []struct{ name, value string }{{"name", p.Name}, {"namespace", p.Namespace}, {"uid", p.UID}} {
+		if strings.ContainsAny(f.value, ";=") || strings.ContainsFunc(f.value, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return fmt.Errorf("pod %s %q has one of ; = or a control character: %w", f.name, f.value, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// cniArgs is CNI_ARGS as Kubernetes sets it; plugins find the pod by it.
+func (p Pod) cniArgs() [][2]string {
+	return [][2]string{
+		{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", p.Namespace},
+		{"K8S_POD_NAME", p.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", p.ID},
+		{"K8S_POD_UID", p.UID},
+	}
+}
+
+// capabilities are the capability arguments of the pod (https://www.cni.dev/docs/conventions/). libcni passes each to
+// the plugins that serve it. What no plugin of the list serves is logged, not refused: some networks, Cilium's for
+// one, read it from the Kubernetes API.
+func (p Pod) capabilities(ctx context.Context, list *libcni.NetworkConfigList) (map[string]any, error) {
+	caps := map[string]any{}
+	var ports []map[string]any
+	for _, m := range p.PortMappings {
+		if m.HostPort == 0 {
+			continue
+		}
+		entry := map[string]any{"hostPort": m.HostPort, "containerPort": m.ContainerPort, "protocol": strings.ToLower(m.Protocol)}
+		if m.HostIP.IsValid() {
+			entry["hostIP"] = m.HostIP.String()
+		}
+		ports = append(ports, entry)
+	}
+	if len(ports) > 0 {
+		caps["portMappings"] = ports
+	}
+	limits, err := bandwidth(p.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	if limits != nil {
+		caps["bandwidth"] = limits
+	}
+	for name := range caps {
+		if !has(list, name) {
+			klog.FromContext(ctx).Info("Pod asks for what no plugin of its network serves", "pod", klog.KRef(p.Namespace, p.Name),
+				"network", list.Name, "capability", name)
+			delete(caps, name)
+		}
+	}
+	if len(p.DNSServers)+len(p.DNSSearches)+len(p.DNSOptions) > 0 {
+		caps["dns"] = map[string][]string{"servers": p.DNSServers, "searches": p.DNSSearches, "options": p.DNSOptions}
+	}
+	if p.CgroupParent != "" {
+		caps["cgroupPath"] = p.CgroupParent
+	}
+	if len(p.Annotations) > 0 {
+		caps["io.kubernetes.cri.pod-annotations"] = p.Annotations
+	}
+	return caps, nil
+}
+
+// bandwidth is the capability of the same name, from the annotations of Kubernetes; nil when there are none.
+func bandwidth(annotations map[string]string) (map[string]uint64, error) {
+	limits := map[string]uint64{}
+	for annotation, direction := range map[string]string{
+		"kubernetes.io/ingress-bandwidth": "ingress", "kubernetes.io/egress-bandwidth": "egress"} {
+		value, ok := annotations[annotation]
+		if !ok {
+			continue
+		}
+		rate, err := parseQuantity(value)
+		if err != nil || rate < 1e3 || rate > 1e15 { // Kubernetes' bounds
+			return nil, fmt.Errorf("annotation %s=%q is no rate of 1k to 1P bits per second: %w", annotation, value, errdefs.ErrInvalidArgument)
+		}
+		limits[direction+"Rate"] = rate
+		limits[direction+"Burst"] = math.MaxInt32 // the rate alone limits; as the kubelet's own plugins had it
+	}
+	if len(limits) == 0 {
+		return nil, nil
+	}
+	return limits, nil
+}
+
+// parseQuantity reads a Kubernetes quantity as a whole number, rounded up: 10M, 1.5Gi, 1e6.
+// https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+func parseQuantity(s string) (uint64, error) {
+	number := s
+	scale := 1.0
+	for _, suffix := range []struct {
+		name  string
+		scale float64
+	}{{"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30}, {"Ti", 1 << 40}, {"Pi", 1 << 50}, {"Ei", 1 << 60},
+		{"m", 1e-3}, {"k", 1e3}, {"M", 1e6}, {"G", 1e9}, {"T", 1e12}, {"P", 1e15}, {"E", 1e18}} {
+		if n, ok := strings.CutSuffix(s, suffix.name); ok {
+			number, scale = n, suffix.scale
+			break
+		}
+	}
+	if number == "" || strings.Trim(number, "0123456789.eE+-") != "" || (scale != 1 && strings.ContainsAny(number, "eE")) {
+		return 0, fmt.Errorf("quantity %q: %w", s, errdefs.ErrInvalidArgument)
+	}
+	f, err := strconv.ParseFloat(number, 64)
+	if f = math.Ceil(f * scale); err != nil || f < 0 || f >= 1<<63 {
+		return 0, fmt.Errorf("quantity %q: %w", s, errdefs.ErrInvalidArgument)
+	}
+	return uint64(f), nil
+}

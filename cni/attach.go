@@ -1,0 +1,220 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/cni/internal/bridge"
+)
+
+// undoTimeout bounds the DEL of a failed ADD, which runs whether the caller still waits or not.
+const undoTimeout = 30 * time.Second
+
+// Attach gives the pod its network and its loopback. When it returns an error, or ctx ends, everything that was done
+// is undone before it returns; where the undoing fails too, both errors are returned and Detach or GC may be tried
+// later. A pod that is attached already is ErrAlreadyExists, a network that is not ready ErrUnavailable.
+func (n *Networks) Attach(ctx context.Context, pod Pod) (Result, error) {
+	result, err := n.attach(ctx, pod)
+	if err != nil {
+		return Result{}, fmt.Errorf("attaching pod %s to its network: %w", pod.ID, err)
+	}
+	return result, nil
+}
+
+func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
+	if err := pod.check(); err != nil {
+		return Result{}, err
+	}
+	unlock, err := n.lock(ctx, pod.ID)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
+	if n.attachment(pod.ID) != nil {
+		return Result{}, fmt.Errorf("it is attached already: %w", errdefs.ErrAlreadyExists)
+	}
+	list, err := n.list()
+	if err != nil {
+		return Result{}, err
+	}
+	for _, p := range list.Plugins { // what a missing program keeps ADD from, it would keep DEL from undoing
+		if _, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs); err != nil {
+			return Result{}, err
+		}
+	}
+	caps, err := pod.capabilities(ctx, list)
+	if err != nil {
+		return Result{}, err
+	}
+	a := &attachment{Version: 1, NetNS: pod.NetNS, Config: string(list.Bytes), Args: pod.cniArgs(), Capabilities: caps, list: list}
+	if err := n.save(pod.ID, a); err != nil {
+		return Result{}, err
+	}
+	result, err := n.add(ctx, pod, a)
+	if err == nil {
+		err = ctx.Err() // the caller does not know of a success that comes too late
+	}
+	if err == nil {
+		return result, nil
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	if undone := n.del(undo, pod.ID, a, pod.NetNS); undone != nil {
+		return Result{}, errors.Join(err, fmt.Errorf("undoing it: %w", undone))
+	}
+	// The namespace may be used again for the next try, so its interface must not wait for the namespace's end.
+	return Result{}, errors.Join(err, n.bridge.RemoveLink(pod.ID))
+}
+
+// list is the configuration list in force.
+func (n *Networks) list() (*libcni.NetworkConfigList, error) {
+	c := n.conf.Load()
+	if c.err != nil || c.list != nil {
+		return c.list, c.err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.defaultList == nil {
+		subnets := n.cfg.Subnets
+		if len(n.podCIDR) > 0 {
+			subnets = n.podCIDR
+		}
+		list, err := defaultList(n.cfg.Bridge, subnets)
+		if err != nil {
+			return nil, fmt.Errorf("default network: %w", err)
+		}
+		n.defaultList = list
+	}
+	return n.defaultList, nil
+}
+
+func (n *Networks) add(ctx context.Context, pod Pod, a *attachment) (Result, error) {
+	if a.list.Plugins[0].Network.Type != bridge.Type { // which sets the loopback up on the way
+		if err := bridge.LoopbackUp(pod.NetNS); err != nil {
+			return Result{}, err
+		}
+	}
+	raw, err := n.libcni.AddNetworkList(ctx, a.list, a.runtimeConf(pod.ID, pod.NetNS))
+	if err != nil {
+		return Result{}, err
+	}
+	return podResult(raw)
+}
+
+// podResult is what of a CNI result concerns the pod: the addresses of its interface.
+func podResult(raw types.Result) (Result, error) {
+	result, err := types100.GetResult(raw)
+	if err != nil {
+		return Result{}, fmt.Errorf("reading the plugins' result: %w", err)
+	}
+	var ips []netip.Addr
+	for _, ip := range result.IPs {
+		if ip == nil {
+			continue
+		}
+		if i := ip.Interface; i != nil {
+			if *i < 0 || *i >= len(result.Interfaces) || result.Interfaces[*i] == nil {
+				return Result{}, fmt.Errorf("the plugins' result has an address of interface %d, which it does not list", *i)
+			}
+			if result.Interfaces[*i].Name != ifName || result.Interfaces[*i].Sandbox == "" {
+				continue
+			}
+		}
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		if addr = addr.Unmap(); !ok || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() {
+			return Result{}, fmt.Errorf("the plugins' result has address %q, which is no pod's", ip.Address.String())
+		}
+		if !slices.Contains(ips, addr) {
+			ips = append(ips, addr)
+		}
+	}
+	if len(ips) == 0 {
+		return Result{}, fmt.Errorf("the plugins' result has no address of %s", ifName)
+	}
+	return Result{IPs: ips}, nil
+}
+
+// Detach takes the pod's network away with the configuration and the result of its Attach. It is idempotent: a pod
+// that is not attached is no error. The namespace may be gone; if it is not, the caller lets it go soon, because the
+// built-in network leaves the pod's interface to it. On error the pod stays attached for another try.
+func (n *Networks) Detach(ctx context.Context, pod Pod) error {
+	if err := n.detach(ctx, pod.ID, pod.NetNS); err != nil {
+		return fmt.Errorf("detaching pod %s from its network: %w", pod.ID, err)
+	}
+	return nil
+}
+
+func (n *Networks) detach(ctx context.Context, pod, netns string) error {
+	unlock, err := n.lock(ctx, pod)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	a := n.attachment(pod)
+	if a == nil {
+		return nil
+	}
+	if netns == "" {
+		netns = a.NetNS
+	}
+	return n.del(ctx, pod, a, netns)
+}
+
+// del runs the chain's DEL and removes the record. A namespace that is gone is passed as empty, as the specification
+// has it for DEL.
+func (n *Networks) del(ctx context.Context, pod string, a *attachment, netns string) error {
+	if !isNamespace(netns) {
+		netns = ""
+	}
+	if err := n.libcni.DelNetworkList(ctx, a.list, a.runtimeConf(pod, netns)); err != nil {
+		return err
+	}
+	return n.forget(pod)
+}
+
+// isNamespace tells a pinned namespace from the file that its pin was on.
+func isNamespace(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+func (n *Networks) attachment(pod string) *attachment {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods[pod]
+}
+
+// lock waits for the calls that are under way for the pod.
+func (n *Networks) lock(ctx context.Context, pod string) (unlock func(), err error) {
+	for {
+		n.mu.Lock()
+		other := n.busy[pod]
+		if other == nil {
+			own := make(chan struct{})
+			n.busy[pod] = own
+			n.mu.Unlock()
+			return func() {
+				n.mu.Lock()
+				delete(n.busy, pod)
+				n.mu.Unlock()
+				close(own)
+			}, nil
+		}
+		n.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("waiting for another call for the pod: %w", ctx.Err())
+		}
+	}
+}

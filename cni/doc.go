@@ -1,0 +1,34 @@
+// Package cni connects pods to the node's network.
+//
+// It runs the plugin chain of the CNI configuration directory through libcni, and carries two plugins in this
+// process: gantry-bridge (package internal/bridge) and loopback. Every other plugin is executed as the CNI
+// specification says (https://github.com/containernetworking/cni/blob/main/SPEC.md). Without any configuration a
+// default list with gantry-bridge serves, so that a bare machine has working pods.
+//
+// # Which configuration
+//
+// The first valid *.conflist, *.conf or *.json by name in Config.ConfDir. A file that is not valid is logged once and
+// passed over; when files are there but none is valid, the network is not ready and Status says why. The directory
+// is watched, so a change counts from the next Attach on. A pod keeps the configuration of its Attach: its Detach
+// runs the same chain, whatever the directory says by then.
+//
+// # States of a pod
+//
+//	(nothing) --Attach--> record written --chain ADD--> attached --Detach: chain DEL--> record removed
+//	                            |                                        |
+//	                            +-- ADD fails: chain DEL, record removed  +-- DEL fails: the record stays, Detach again
+//
+// A record is there from before the first plugin runs until after the last one has undone its work. So whatever
+// instruction the daemon is killed at, GC at the next start finds the pod and runs the chain's DEL.
+//
+// # Files below Config.StateDir
+//
+//	attachments                       journal of the records: configuration and arguments of each pod's ADD
+//	results/<network>-<pod id>-eth0   libcni's cache: the result of the ADD, prevResult of the DEL
+//	networks/, ports                  gantry-bridge's, see internal/bridge
+//	pod-cidr                          what SetPodCIDR got
+//	*.damaged                         what could not be read, set aside
+//
+// Records are not flushed to the disk as long as the chain is built in: after a power cut no pod lives, and leases
+// name their pod. A chain with other plugins may hold addresses outside this node, so its records are flushed.
+package cni

@@ -1,0 +1,100 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"k8s.io/klog/v2"
+)
+
+// GC releases what belongs to no pod of livePodIDs: attachments by their chain's DEL, then leases, host ports and links
+// of the built-in network that no attachment names any more. Called at start, before the first Attach. It goes on
+// behind an error and returns all; what could not be released is tried again by the next GC.
+func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
+	live := map[string]bool{}
+	for _, id := range livePodIDs {
+		live[id] = true
+	}
+	errs := []error{n.adoptCached(live)}
+	var dead []string
+	for _, id := range n.attached() {
+		if !live[id] {
+			dead = append(dead, id)
+		}
+	}
+	for _, id := range dead {
+		if err := n.detach(ctx, id, ""); err != nil {
+			errs = append(errs, fmt.Errorf("detaching pod %s, which is gone: %w", id, err))
+			live[id] = n.attachment(id) != nil // its next try needs what is left
+		}
+	}
+	if len(dead) > 0 {
+		klog.FromContext(ctx).Info("Detached pods that are gone", "pods", len(dead))
+	}
+	errs = append(errs, n.dropCached())
+	// Where there was no configuration and no state of it, the built-in network touches nothing.
+	errs = append(errs, n.bridge.Sweep(ctx, live))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("releasing networks of pods that are gone: %w", err)
+	}
+	return nil
+}
+
+// adoptCached makes a record of what only libcni's cache knows of, so that GC can detach it.
+func (n *Networks) adoptCached(live map[string]bool) error {
+	cached, err := n.libcni.GetCachedAttachments("")
+	if err != nil {
+		return fmt.Errorf("reading libcni's cache: %w", err)
+	}
+	for _, c := range cached {
+		if live[c.ContainerID] || n.attachment(c.ContainerID) != nil || c.IfName != ifName {
+			continue
+		}
+		list, err := parseList(c.Config)
+		if err != nil {
+			continue // dropCached removes it
+		}
+		a := &attachment{Version: 1, NetNS: c.NetNS, Config: string(list.Bytes), Args: c.CniArgs, Capabilities: c.CapabilityArgs, list: list}
+		if err := n.save(c.ContainerID, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropCached removes the files of libcni's cache that belong to no attached pod: DEL removes only what it can read.
+func (n *Networks) dropCached() error {
+	dir := filepath.Join(n.cfg.StateDir, "results")
+	files, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading libcni's cache: %w", err)
+	}
+	want := map[string]bool{}
+	for _, id := range n.attached() {
+		if a := n.attachment(id); a != nil {
+			want[a.list.Name+"-"+id+"-"+ifName] = true
+		}
+	}
+	var errs []error
+	for _, f := range files {
+		if !want[f.Name()] {
+			errs = append(errs, os.Remove(filepath.Join(dir, f.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attached are the ids of all pods with a record.
+func (n *Networks) attached() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	ids := make([]string, 0, len(n.pods))
+	for id := range n.pods {
+		ids = append(ids, id)
+	}
+	return ids
+}

@@ -1,0 +1,116 @@
+package bridge
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/cni/internal/ipam"
+)
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct{ conf, want string }{
+		{`"subnets":["10.0.0.0/8"]`, ""},
+		{`"mtu":100,"subnets":["10.0.0.0/8"]`, "mtu 100"},
+		{`"bridge":"a b","subnets":["10.0.0.0/8"]`, `bridge "a b"`},
+		{`"subnets":["10.0.0.0/8","fd00::/64","10.1.0.0/16"]`, "overlaps"},
+		{`"ranges":[[]]`, "empty set"},
+		{`"ranges":[[{"subnet":"10.0.0.0/8"},{"subnet":"fd00::/64"}]]`, "another family"},
+		{`"ranges":[[{"subnet":"10.0.0.0/8","rangeStart":"x"}]]`, `rangeStart "x"`},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"x"}]`, `route dst "x"`},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","gw":"fd00::1"}]`, `route gw "fd00::1"`},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}`, "70000"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"hostIP":"x"}]}`, `hostIP "x"`},
+		{`"subnets":"x"`, "parsing"},
+	} {
+		_, err := Parse([]byte(`{"cniVersion":"1.1.0","name":"x",` + c.conf + `}`))
+		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.conf, err, c.want)
+		}
+	}
+}
+
+// TestHostPorts maps ports onto the addresses that a pod got.
+func TestHostPorts(t *testing.T) {
+	v4 := ipam.Address{Prefix: netip.MustParsePrefix("10.0.0.2/8")}
+	v6 := ipam.Address{Prefix: netip.MustParsePrefix("fd00::2/64")}
+	for _, c := range []struct {
+		hostIP string
+		addrs  []ipam.Address
+		want   string
+	}{
+		{"", []ipam.Address{v4, v6}, "0.0.0.0:80/tcp=10.0.0.2:8 [::]:80/tcp=[fd00::2]:8"},
+		{"", []ipam.Address{v6}, "[::]:80/tcp=[fd00::2]:8"},
+		{"0.0.0.0", []ipam.Address{v4, v6}, "0.0.0.0:80/tcp=10.0.0.2:8"},
+		{"::", []ipam.Address{v4, v6}, "[::]:80/tcp=[fd00::2]:8"},
+		{"192.0.2.1", []ipam.Address{v4, v6}, "192.0.2.1:80/tcp=10.0.0.2:8"},
+		{"::ffff:192.0.2.1", []ipam.Address{v4}, "192.0.2.1:80/tcp=10.0.0.2:8"},
+		{"192.0.2.1", []ipam.Address{v6}, "error"},
+	} {
+		cfg, err := Parse([]byte(`{"name":"x","subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[
+			{"hostPort":80,"containerPort":8,"hostIP":"` + c.hostIP + `"},{"hostPort":0,"containerPort":9}]}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports, err := cfg.hostPorts(c.addrs)
+		got := []string{}
+		for _, p := range ports {
+			got = append(got, p.String()+"="+p.Target.String())
+		}
+		if err != nil {
+			got = []string{"error"}
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("hostIP %q: %s, want %s", c.hostIP, s, c.want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	name := HostLink("0123")
+	if len(name) != 13 || !isPodLink(name) || name != HostLink("0123") || name == HostLink("0124") {
+		t.Errorf("host link %s", name)
+	}
+	for _, other := range []string{"gt0", "eth0", "gt0123456789z", "gt0123456789ab", "gtt12345"} {
+		if isPodLink(other) {
+			t.Errorf("%s is taken for a pod's link", other)
+		}
+	}
+	if got := mac(netip.MustParseAddr("10.1.2.3")).String(); got != "0a:58:0a:01:02:03" {
+		t.Errorf("mac %s", got)
+	}
+	if got := broadcast(netip.MustParsePrefix("10.1.2.3/20")); got.String() != "10.1.15.255" {
+		t.Errorf("broadcast %s", got)
+	}
+}
+
+// FuzzParse feeds configurations. What is accepted has a usable range in every set.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"cniVersion":"1.1.0","name":"x","bridge":"b","mtu":1400,"subnets":["10.0.0.0/8","fd00::/64"],"routes":[{"dst":"0.0.0.0/0","gw":"10.0.0.9"}],
+		"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8,"protocol":"UDP","hostIP":"::1"}]}}`))
+	f.Add([]byte(`{"name":"x","ranges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.10","gateway":"10.0.0.2"}]]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cfg, err := Parse(data)
+		if err != nil {
+			return
+		}
+		var addrs []ipam.Address
+		for _, set := range cfg.Ranges {
+			r := set[0]
+			if !r.Subnet.Contains(r.First) || !r.Subnet.Contains(r.Last) || !r.Subnet.Contains(r.Gateway) || r.Last.Less(r.First) {
+				t.Errorf("range %+v", r)
+			}
+			addrs = append(addrs, ipam.Address{Prefix: netip.PrefixFrom(r.First, r.Subnet.Bits()), Gateway: r.Gateway})
+		}
+		_, _ = cfg.hostPorts(addrs)
+		for _, r := range cfg.podRoutes(addrs) {
+			addRoute(1, r.Dst, r.GW).Serialize()
+		}
+		for _, g := range cfg.gateways() {
+			addAddress(1, g).Serialize()
+		}
+	})
+}

@@ -1,0 +1,24 @@
+// Package bridge is the CNI plugin gantry-bridge, run inside the daemon: a bridge per network, a veth pair per pod with
+// its peer made in the pod's namespace, addresses of package ipam, masquerade and host ports of package nft.
+//
+// The configuration (see Config) is that of the reference bridge plugin with the addresses in it:
+//
+//	{"type": "gantry-bridge", "bridge": "gantry0", "mtu": 0, "hairpinMode": true, "isGateway": true, "ipMasq": true,
+//	 "subnets": ["10.86.0.0/16", "fd00:86::/64"], "routes": [{"dst": "0.0.0.0/0"}],
+//	 "capabilities": {"portMappings": true}}
+//
+// or, instead of subnets, "ranges" as host-local has them: a list of sets, one address is taken of each set.
+//
+// Order of an ADD, each step undone when a later one fails: leases, host ports, veth. The record that makes a crash
+// harmless is the caller's, written before ADD; leases and host ports name their pod, and the host end of the veth is
+// named after it, so Sweep finds what belongs to no live pod.
+//
+// DEL leaves the veth to the kernel: removing a link waits for RCU grace periods (tens of milliseconds), while the
+// link goes by itself once the pod's namespace does. DEL only disables its bridge port, so that from then on the freed
+// addresses answer nowhere. RemoveLink deletes it for a namespace that lives on.
+//
+// On disk: <dir>/networks/<network>/network.json, written before the bridge is made, says which bridge it is and
+// whether it was made here; <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
+//
+// Lock order: Plugin.mu, network.mu, those of ipam.Pool and nft.Table; none is held while waiting for ctx.
+package bridge

@@ -1,0 +1,268 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cni/internal/ipam"
+	"github.com/gantry-cri/gantry/cni/internal/nft"
+)
+
+// network is one network by its name in the configuration.
+type network struct {
+	name, dir string
+	pool      *ipam.Pool
+
+	mu  sync.Mutex
+	rec record
+	// ------ not saved ------
+	up   *bridgeLink // set once the bridge, the table and the sysctls are as want says
+	want ensureKey
+}
+
+// record is network.json.
+type record struct {
+	Bridge     string         `json:"bridge"`
+	Made       []string       `json:"made"` // bridges that were made here, to be removed by Teardown
+	Subnets    []netip.Prefix `json:"subnets"`
+	Masquerade bool           `json:"masquerade"`
+}
+
+func (r record) table() nft.Network {
+	return nft.Network{Bridge: r.Bridge, Subnets: r.Subnets, Masquerade: r.Masquerade}
+}
+
+// bridgeLink is what a pod's veth needs of its bridge.
+type bridgeLink struct {
+	index, mtu int
+	mac        net.HardwareAddr
+}
+
+// ensureKey is what of a configuration concerns the node; a change of it makes ensure work again.
+type ensureKey struct {
+	bridge, gateways string
+	mtu              int
+	masquerade       bool
+}
+
+func openNetwork(ctx context.Context, name, dir string) (*network, error) {
+	n := &network{name: name, dir: dir}
+	var err error
+	if n.pool, err = ipam.Open(ctx, name, filepath.Join(dir, "leases")); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "network.json")
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return n, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading network %s: %w", name, err)
+	}
+	if err := json.Unmarshal(data, &n.rec); err != nil {
+		klog.FromContext(ctx).Error(err, "Set aside a damaged record of a network", "path", path)
+		n.rec = record{}
+		if err := os.Rename(path, path+".damaged"); err != nil {
+			return nil, fmt.Errorf("setting aside record of network %s: %w", name, err)
+		}
+	}
+	return n, nil
+}
+
+// network returns the state of a network, which it makes at its first use.
+func (p *Plugin) network(ctx context.Context, name string) (*network, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := p.networks[name]; n != nil {
+		return n, nil
+	}
+	n, err := openNetwork(ctx, name, filepath.Join(p.dir, "networks", name))
+	if err == nil {
+		p.networks[name] = n
+	}
+	return n, err
+}
+
+func (n *network) forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.up = nil
+}
+
+// ensure makes the node ready for pods of the configuration. The first pod pays for it, the others wait for that.
+// The order matters: the record before the bridge, so that Teardown finds it; the table before route_localnet, so
+// that 127.0.0.1 is never open to pods.
+func (n *network) ensure(p *Plugin, cfg *Config) (bridgeLink, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	key := ensureKey{bridge: cfg.Bridge, gateways: fmt.Sprint(cfg.gateways()), mtu: cfg.MTU, masquerade: cfg.Masquerade}
+	if n.up != nil && n.want == key {
+		return *n.up, nil
+	}
+	n.up = nil
+	old, err := getLink(p.host, cfg.Bridge)
+	if err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+		return bridgeLink{}, err
+	}
+	if err == nil && old.kind != "bridge" {
+		return bridgeLink{}, fmt.Errorf("interface %s is no bridge, set another name in network %s: %w", cfg.Bridge, n.name, errdefs.ErrFailedPrecondition)
+	}
+	if err := n.save(cfg, err != nil); err != nil {
+		return bridgeLink{}, err
+	}
+	if err := p.table.SetNetwork(n.name, n.rec.table()); err != nil {
+		return bridgeLink{}, err
+	}
+	br, err := cfg.makeBridge(p.host)
+	if err != nil {
+		return bridgeLink{}, fmt.Errorf("making bridge %s of network %s: %w", cfg.Bridge, n.name, err)
+	}
+	n.up, n.want = &br, key
+	return br, nil
+}
+
+// save records the network as the configuration has it; subnets of pods that were attached earlier stay.
+func (n *network) save(cfg *Config, make bool) error {
+	rec := record{Bridge: cfg.Bridge, Made: slices.Clone(n.rec.Made), Subnets: slices.Clone(n.rec.Subnets), Masquerade: cfg.Masquerade}
+	if make && !slices.Contains(rec.Made, cfg.Bridge) {
+		rec.Made = append(rec.Made, cfg.Bridge)
+	}
+	for _, set := range cfg.Ranges {
+		for _, r := range set {
+			if !slices.Contains(rec.Subnets, r.Subnet) {
+				rec.Subnets = append(rec.Subnets, r.Subnet)
+			}
+		}
+	}
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(n.dir, "network.json")
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("recording network %s: %w", n.name, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("recording network %s: %w", n.name, err)
+	}
+	n.rec = rec
+	return nil
+}
+
+// gateways are the bridge's addresses.
+func (c *Config) gateways() []netip.Prefix {
+	if !c.Gateway {
+		return nil
+	}
+	var all []netip.Prefix
+	for _, set := range c.Ranges {
+		for _, r := range set {
+			if p := netip.PrefixFrom(r.Gateway, r.Subnet.Bits()); !slices.Contains(all, p) {
+				all = append(all, p)
+			}
+		}
+	}
+	return all
+}
+
+func (c *Config) has(is4 bool) bool {
+	return slices.ContainsFunc(c.Ranges, func(set []ipam.Range) bool { return set[0].Subnet.Addr().Is4() == is4 })
+}
+
+// makeBridge makes the bridge or takes the one that is there (of an earlier process, of another that is just as fast,
+// or the operator's), and gives it addresses, sysctls and the up flag.
+func (c *Config) makeBridge(host *rtnl) (bridgeLink, error) {
+	mtu := c.MTU
+	if mtu == 0 {
+		mtu = uplinkMTU(host)
+	}
+	// A fixed hardware address, else the bridge takes the lowest of its ports' and pods' neighbour entries go stale.
+	hw := mac(c.Ranges[0][0].Gateway)
+	errs, err := host.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, false),
+		str(unix.IFLA_IFNAME, c.Bridge), u32(unix.IFLA_MTU, uint32(mtu)), nl.NewRtAttr(unix.IFLA_ADDRESS, hw),
+		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "bridge"))))
+	if err == nil && !errors.Is(errs[0], unix.EEXIST) {
+		err = errs[0]
+	}
+	if err != nil {
+		return bridgeLink{}, err
+	}
+	link, err := getLink(host, c.Bridge)
+	if err != nil {
+		return bridgeLink{}, err
+	}
+	if link.kind != "bridge" {
+		return bridgeLink{}, fmt.Errorf("interface is of kind %q: %w", link.kind, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.setSysctls(); err != nil {
+		return bridgeLink{}, err
+	}
+	reqs := []*nl.NetlinkRequest{request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))}
+	gateways := c.gateways()
+	for _, g := range gateways {
+		reqs = append(reqs, addAddress(link.index, g))
+	}
+	if errs, err = host.do(reqs...); err != nil {
+		return bridgeLink{}, err
+	}
+	if errs[0] != nil {
+		return bridgeLink{}, fmt.Errorf("setting it up: %w", errs[0])
+	}
+	for i, err := range errs[1:] {
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return bridgeLink{}, fmt.Errorf("adding address %s: %w", gateways[i], err)
+		}
+	}
+	return bridgeLink{index: link.index, mtu: min(mtuOr(c.MTU, link.mtu), link.mtu), mac: link.mac}, nil
+}
+
+func mtuOr(mtu, otherwise int) int {
+	if mtu != 0 {
+		return mtu
+	}
+	return otherwise
+}
+
+// uplinkMTU is the MTU of the interface that the node leaves by, so that pods on clouds and tunnels send nothing
+// that does not fit. It only asks the routing table; nothing is sent.
+func uplinkMTU(host *rtnl) int {
+	const ethernet = 1500
+	for _, dst := range []string{"192.0.2.1", "2001:db8::1"} { // documentation addresses: the default route's
+		addr := netip.MustParseAddr(dst)
+		m := nl.NewRtMsg()
+		m.Family, m.Dst_len = unix.AF_INET, uint8(addr.BitLen())
+		if addr.Is6() {
+			m.Family = unix.AF_INET6
+		}
+		msgs, errs, err := host.exchange([]*nl.NetlinkRequest{request(unix.RTM_GETROUTE, 0, m, addrAttr(unix.RTA_DST, addr))})
+		if err != nil || errs[0] != nil || len(msgs) == 0 || len(msgs[0].Data) < unix.SizeofRtMsg {
+			continue
+		}
+		attrs, err := nl.ParseRouteAttr(msgs[0].Data[unix.SizeofRtMsg:])
+		if err != nil {
+			continue
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == unix.RTA_OIF {
+				if link, err := getLinkByIndex(host, int(nl.NativeEndian().Uint32(a.Value))); err == nil && link.mtu >= 576 {
+					return min(link.mtu, ethernet)
+				}
+			}
+		}
+	}
+	return ethernet
+}

@@ -1,0 +1,241 @@
+// Package journal is a small map on disk that survives the daemon's death at any instruction.
+//
+// It is one file of JSON lines, {"k":key,"v":value} to put and {"k":key} to delete, the last line of a key counts;
+// "d":true marks a record that was flushed, to survive a power cut too. A change is one write behind the end, so it costs microseconds. Files made and deleted per pod were tried first: ext4
+// does not give the inode of a deleted file out again for half a minute and searches past all of them, so that with
+// many pods coming and going every new file cost as much as a network link.
+//
+// A line without its end was being written when the daemon was killed, and nobody acted on it: it is dropped. Other
+// lines that cannot be read are dropped with a logged error and the file as it was is kept beside as <path>.damaged.
+// The file is written anew, by rename, at Open, when most of it is garbage, and after a failed write.
+package journal
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"k8s.io/klog/v2"
+)
+
+const (
+	maxFile    = 256 << 20 // what is behind is not read
+	maxLine    = 4 << 20   // no longer one is written
+	minGarbage = 1 << 20   // bytes of lines that no longer count before the file is written anew
+)
+
+// Journal is an open journal. It has the file for itself. Its methods may be called concurrently.
+type Journal struct {
+	path string
+
+	mu      sync.Mutex
+	f       *os.File
+	lines   map[string]line
+	size    int  // of the file
+	live    int  // bytes of lines
+	flushed int  // lines that are
+	damaged bool // a write failed: what is at the end is not known
+}
+
+type line struct {
+	Key     string          `json:"k"`
+	Value   json.RawMessage `json:"v,omitempty"`
+	Flushed bool            `json:"d,omitempty"`
+	// ------ not saved ------
+	text []byte
+}
+
+// Open reads a journal, which it makes when absent. accept gets every record in the order of keys; one that it refuses
+// is dropped and set aside.
+func Open(ctx context.Context, path string, accept func(key string, value json.RawMessage) error) (*Journal, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of a journal: %w", err)
+	}
+	j := &Journal{path: path, lines: map[string]line{}}
+	bad, err := j.read()
+	if err != nil {
+		return nil, fmt.Errorf("reading journal: %w", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(j.lines)) {
+		if err := accept(key, j.lines[key].Value); err != nil {
+			bad = append(bad, fmt.Errorf("record %.80q: %w", key, err))
+			j.drop(key)
+		}
+	}
+	if len(bad) > 0 {
+		klog.FromContext(ctx).Error(errors.Join(bad[:min(len(bad), 5)]...), "Dropped damaged records, the file as it was is kept",
+			"records", len(bad), "path", path+".damaged")
+		if err := os.Rename(path, path+".damaged"); err != nil {
+			return nil, fmt.Errorf("setting aside a damaged journal: %w", err)
+		}
+	}
+	if err := j.rewrite(); err != nil {
+		return nil, err
+	}
+	for key, l := range j.lines { // the text is enough from here on
+		l.Value = nil
+		j.lines[key] = l
+	}
+	return j, nil
+}
+
+// read fills lines and returns an error for each line that cannot be read.
+func (j *Journal) read() (bad []error, err error) {
+	f, err := os.Open(j.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile))
+	if err != nil {
+		return nil, err
+	}
+	n := 0
+	for text := range bytes.Lines(data) {
+		n++
+		if !bytes.HasSuffix(text, []byte("\n")) {
+			break
+		}
+		l := line{text: bytes.Clone(text)}
+		if err := json.Unmarshal(text, &l); err != nil {
+			bad = append(bad, fmt.Errorf("line %d: %w", n, err))
+			continue
+		}
+		j.drop(l.Key)
+		if l.Value != nil {
+			j.keep(l)
+		}
+	}
+	return bad, nil
+}
+
+func (j *Journal) keep(l line) {
+	j.drop(l.Key)
+	j.lines[l.Key] = l
+	j.live += len(l.text)
+	if l.Flushed {
+		j.flushed++
+	}
+}
+
+func (j *Journal) drop(key string) {
+	l := j.lines[key]
+	j.live -= len(l.text)
+	if l.Flushed {
+		j.flushed--
+	}
+	delete(j.lines, key)
+}
+
+// Put sets the record of a key. Once it returns the record survives the daemon; flushed, a power cut too. On error the
+// record is as before.
+func (j *Journal) Put(key string, value any, flush bool) error {
+	v, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("journal record %s: %w", key, err)
+	}
+	text, err := json.Marshal(line{Key: key, Value: v, Flushed: flush})
+	if err != nil {
+		return fmt.Errorf("journal record %s: %w", key, err)
+	}
+	text = append(text, '\n')
+	if len(text) > maxLine {
+		return fmt.Errorf("journal record %s has %d bytes, more than %d", key, len(text), maxLine)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.append(text, flush); err != nil {
+		return err
+	}
+	j.keep(line{Key: key, Flushed: flush, text: text})
+	return nil
+}
+
+// Delete deletes the record of a key. An absent one is no error. On error the record is as before.
+func (j *Journal) Delete(key string) error {
+	text, err := json.Marshal(line{Key: key})
+	if err != nil {
+		return fmt.Errorf("journal record %s: %w", key, err)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, ok := j.lines[key]; !ok {
+		return nil
+	}
+	if err := j.append(append(text, '\n'), false); err != nil {
+		return err
+	}
+	j.drop(key)
+	return nil
+}
+
+func (j *Journal) append(text []byte, flush bool) error {
+	if j.damaged || j.size-j.live > max(minGarbage, 2*j.live) {
+		if err := j.rewrite(); err != nil {
+			return err
+		}
+	}
+	n, err := j.f.Write(text)
+	j.size += n
+	if err == nil && flush {
+		err = j.f.Sync()
+	}
+	if err != nil {
+		j.damaged = true
+		return fmt.Errorf("writing journal: %w", err)
+	}
+	return nil
+}
+
+// rewrite replaces the file by one with the live records.
+func (j *Journal) rewrite() (err error) {
+	f, err := os.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing journal anew: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("writing journal anew: %w", err), f.Close())
+		}
+	}()
+	w := bufio.NewWriter(f)
+	for _, key := range slices.Sorted(maps.Keys(j.lines)) {
+		_, _ = w.Write(j.lines[key].text) // Flush has the error
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if j.flushed > 0 { // else an empty file after a power cut is as good
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(j.path+".new", j.path); err != nil {
+		return err
+	}
+	if j.f != nil {
+		_ = j.f.Close() // replaced, nothing more is read from it
+	}
+	j.f, j.size, j.damaged = f, j.live, false
+	return nil
+}
+
+// Close closes the file.
+func (j *Journal) Close() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.f.Close()
+}

@@ -1,0 +1,205 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/libcni"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cni/internal/bridge"
+	"github.com/gantry-cri/gantry/cni/internal/ipam"
+	"github.com/gantry-cri/gantry/cni/internal/journal"
+)
+
+// Config says where a Networks finds its configuration and keeps its state. Several instances run beside each other
+// when StateDir, Bridge, Subnets and Table differ.
+type Config struct {
+	ConfDir   string         // CNI configuration files, e.g. /etc/cni/net.d; need not exist
+	BinDirs   []string       // where plugin executables are looked for, in order
+	StateDir  string         // leases, records and libcni's cache; survives the daemon
+	Bridge    string         // bridge of the default network; "" = gantry0
+	Subnets   []netip.Prefix // pod addresses of the default network, one per family; empty = 10.86.0.0/16
+	NoDefault bool           // no default network: without CNI configuration the network is not ready
+	Table     string         // nftables table (family inet) of the built-in plugin; "" = gantry
+}
+
+// PortMapping publishes a port of the pod on the node.
+type PortMapping struct {
+	Protocol      string     // tcp, udp or sctp; any case
+	ContainerPort uint16     // 1-65535
+	HostPort      uint16     // 0 = not published
+	HostIP        netip.Addr // zero = every address of the node
+}
+
+// Pod is what the network must know of a pod.
+type Pod struct {
+	ID, Name, Namespace, UID string
+	NetNS                    string // path of the pinned network namespace; may be gone at Detach
+	PortMappings             []PortMapping
+	DNSServers               []string
+	DNSSearches              []string
+	DNSOptions               []string
+	CgroupParent             string
+	Annotations              map[string]string
+}
+
+// Result is what a pod got.
+type Result struct {
+	IPs []netip.Addr // of eth0, in the order of the CNI result; never empty
+}
+
+// Networks attaches pods and detaches them. It is made by Open, lives as long as the daemon and is ended by Close;
+// attached pods stay attached without it. All methods may be called concurrently; calls for one pod wait for
+// each other.
+type Networks struct {
+	cfg     Config
+	journal *journal.Journal // the attachments' records
+	bridge  *bridge.Plugin
+	exec    *plugins
+	libcni  *libcni.CNIConfig
+
+	conf      atomic.Pointer[conf] // what Status and Attach go by
+	logged    map[string]string    // file -> reason logged last; the watcher's own
+	stopWatch func() error
+
+	mu          sync.Mutex
+	pods        map[string]*attachment   // by pod id
+	busy        map[string]chan struct{} // pod id -> closed when the call for the pod ends
+	podCIDR     []netip.Prefix
+	defaultList *libcni.NetworkConfigList // nil until used, and after SetPodCIDR
+}
+
+// Open reads the state and the configuration, and starts to watch the configuration directory until Close. A bad
+// configuration file is no error: Status tells it. A damaged record is set aside.
+func Open(ctx context.Context, cfg Config) (*Networks, error) {
+	cfg.Bridge, cfg.Table = orDefault(cfg.Bridge, "gantry0"), orDefault(cfg.Table, "gantry")
+	if len(cfg.Subnets) == 0 {
+		cfg.Subnets = []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")}
+	}
+	n := &Networks{cfg: cfg, logged: map[string]string{}, pods: map[string]*attachment{}, busy: map[string]chan struct{}{}}
+	if err := checkSubnets(cfg.Subnets); err != nil {
+		return nil, fmt.Errorf("subnets of the default network: %w", err)
+	}
+	err := n.loadAttachments(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.loadPodCIDR(ctx); err != nil {
+		return nil, errors.Join(err, n.journal.Close())
+	}
+	if n.bridge, err = bridge.Open(ctx, cfg.StateDir, cfg.Bridge, cfg.Table); err != nil {
+		return nil, errors.Join(err, n.journal.Close())
+	}
+	n.exec = &plugins{bridge: n.bridge}
+	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, n.exec)
+	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() { n.reload(ctx) }); err != nil {
+		return nil, errors.Join(err, n.bridge.Close(), n.journal.Close())
+	}
+	return n, nil
+}
+
+func orDefault(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// Close stops watching the configuration. Attached pods stay attached.
+func (n *Networks) Close() error {
+	return errors.Join(n.stopWatch(), n.bridge.Close(), n.journal.Close())
+}
+
+// Status is nil when pods can be attached, else the reason (ErrUnavailable). It answers from memory.
+func (n *Networks) Status() error { return n.conf.Load().err }
+
+// SetPodCIDR sets the subnets of the default network: one prefix, or two of different families with a comma between.
+// It counts from the next Attach on and is remembered. Empty means no change, as the kubelet's empty pod CIDR does.
+func (n *Networks) SetPodCIDR(cidrs string) error {
+	if cidrs == "" {
+		return nil
+	}
+	subnets, err := parseCIDRs(cidrs)
+	if err != nil {
+		return fmt.Errorf("pod CIDR %q: %w", cidrs, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := writeFile(filepath.Join(n.cfg.StateDir, "pod-cidr"), []byte(cidrs)); err != nil {
+		return fmt.Errorf("remembering pod CIDR %q: %w", cidrs, err)
+	}
+	n.podCIDR, n.defaultList = subnets, nil
+	return nil
+}
+
+func parseCIDRs(cidrs string) ([]netip.Prefix, error) {
+	var subnets []netip.Prefix
+	for _, s := range strings.Split(cidrs, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(s))
+		if err != nil {
+			return nil, fmt.Errorf("%q is no prefix such as 10.86.0.0/24: %w", s, errdefs.ErrInvalidArgument)
+		}
+		subnets = append(subnets, p.Masked())
+	}
+	return subnets, checkSubnets(subnets)
+}
+
+func checkSubnets(subnets []netip.Prefix) error {
+	for i, p := range subnets {
+		if _, err := ipam.NewRange(p, netip.Addr{}, netip.Addr{}, netip.Addr{}); err != nil {
+			return err
+		}
+		if i > 1 || (i == 1 && p.Addr().Is4() == subnets[0].Addr().Is4()) {
+			return fmt.Errorf("%v: at most one subnet per family: %w", subnets, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func (n *Networks) loadPodCIDR(ctx context.Context) error {
+	path := filepath.Join(n.cfg.StateDir, "pod-cidr")
+	data, err := readFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		n.podCIDR, err = parseCIDRs(string(data))
+	}
+	if err != nil {
+		return setAside(ctx, path, err)
+	}
+	return nil
+}
+
+// Teardown removes the bridges and the nftables table of this instance, after which nothing of it is left but sysctls
+// (ip_forward) that others may rely on. It refuses while a pod is attached.
+func (n *Networks) Teardown(ctx context.Context) error {
+	n.mu.Lock()
+	attached := len(n.pods)
+	n.mu.Unlock()
+	if attached > 0 {
+		return fmt.Errorf("tearing down networks: %d pods are attached, remove them first: %w", attached, errdefs.ErrFailedPrecondition)
+	}
+	if err := n.bridge.Teardown(ctx); err != nil {
+		return fmt.Errorf("tearing down networks: %w", err)
+	}
+	return nil
+}
+
+// setAside renames a file that cannot be used, so that it neither stops the daemon nor gets lost.
+func setAside(ctx context.Context, path string, reason error) error {
+	klog.FromContext(ctx).Error(reason, "Set aside a damaged record", "path", path)
+	if err := os.Rename(path, path+".damaged"); err != nil {
+		return fmt.Errorf("setting aside a damaged record: %w", err)
+	}
+	return nil
+}

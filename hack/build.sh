@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Builds the product: bin/gantry and bin/gantry-supervisor, static, with the version from git.
+# With names as arguments builds these tools instead: crictl, critest, runc (from their pinned Go modules).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cri_tools=$(go list -C hack/tools -m -f '{{.Version}}' sigs.k8s.io/cri-tools)
+readonly cri_tools runc=v1.5.2
+
+product() {
+	local version
+	version=$(git describe --tags --always --dirty 2>/dev/null || echo unknown)
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags "-s -w -X main.version=$version" -o bin/ ./cmd/...
+}
+
+# tool NAME VERSION: built anew only when its version or Go's has changed; the stamp beside it says which it was.
+tool() {
+	local name=$1 version=$2 want
+	want="$version $(go env GOVERSION)"
+	[[ -x bin/$name && $(cat "bin/.$name" 2>/dev/null) == "$want" ]] && return
+	echo "building $name $version"
+	mkdir -p bin
+	"build_$name"
+	echo "$want" >"bin/.$name"
+}
+
+build_crictl() {
+	CGO_ENABLED=0 go build -C hack/tools -trimpath -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$cri_tools" \
+		-o ../../bin/crictl sigs.k8s.io/cri-tools/cmd/crictl
+}
+
+build_critest() {
+	CGO_ENABLED=0 go test -C hack/tools -c -trimpath -ldflags "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$cri_tools" \
+		-o ../../bin/critest sigs.k8s.io/cri-tools/cmd/critest
+}
+
+# runc's start-up and its seccomp support are C; linked statically it runs on any distribution.
+build_runc() {
+	GOBIN=$PWD/bin CGO_ENABLED=1 go install -trimpath -tags seccomp,osusergo,netgo \
+		-ldflags "-s -w -extldflags -static -X main.version=${runc#v}" "github.com/opencontainers/runc@$runc"
+}
+
+(($#)) || product
+for name in "$@"; do
+	case $name in
+	crictl | critest) tool "$name" "$cri_tools" ;;
+	runc) tool runc $runc ;;
+	*) echo "build.sh: no tool $name: there are crictl critest runc" >&2 && exit 1 ;;
+	esac
+done

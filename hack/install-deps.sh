@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes a Debian machine able to build Gantry and to run a pod: installs what is missing and nothing else, says
+# what it does, and is done at once when nothing is missing.
+#   Debian packages (as root): busybox-static for the test images; gcc and libc6-dev for Go's race detector, with
+#   libseccomp-dev and pkg-config when runc has to be built; make, git, procps and ca-certificates.
+#   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source hack/lib.sh
+
+need_go() {
+	local want have
+	want=$(awk '$1 == "go" {print $2}' go.mod)
+	if ! command -v go >/dev/null; then
+		die "Go is not installed: Gantry needs $want or newer, from https://go.dev/dl (unpack it to /usr/local and put /usr/local/go/bin in PATH)"
+	fi
+	have=$(go env GOVERSION)
+	version_at_least "${have#go}" "$want" || die "Go is $have: Gantry needs $want or newer, from https://go.dev/dl"
+}
+
+# install_packages PACKAGE=TEST...: installs the packages whose test fails.
+install_packages() {
+	local entry missing=()
+	for entry in "$@"; do
+		eval "${entry#*=}" >/dev/null 2>&1 || missing+=("${entry%%=*}")
+	done
+	((${#missing[@]})) || return 0
+	echo "installing ${missing[*]}"
+	((EUID == 0)) || die "not root: run 'apt-get install ${missing[*]}' as root, then this again"
+	command -v apt-get >/dev/null || die "no apt-get here: install ${missing[*]} (Debian's names) by hand, then run this again"
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 ||
+		{ apt-get update -qq && apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null; }
+}
+
+static_busybox() { [[ -x /bin/busybox ]] && ! ldd /bin/busybox; }
+
+need_go
+install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "make=command -v make" \
+	"git=command -v git" "procps=command -v pgrep" "busybox-static=static_busybox" \
+	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
+if [[ -z $(find_runc) ]]; then
+	install_packages "libseccomp-dev=test -e /usr/include/seccomp.h" "pkg-config=command -v pkg-config"
+	hack/build.sh runc
+fi

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs the tests: all stages, or those named: lint unit e2e critest. As root; installs what is missing.
+#   unit   every package's own tests under the race detector, with those that need root
+#   e2e    a real gantry driven over its CRI socket
+#   critest  the Kubernetes conformance suite against a real gantry
+# Every stage runs even if one before it failed; the summary says which, and the exit code is then 1.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+source hack/lib.sh
+
+lint() { hack/lint.sh; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/critest$' | xargs go test -race -timeout 10m; }
+e2e() { go test -count=1 -timeout 10m ./test/e2e; }
+critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
+
+stages=("$@")
+((${#stages[@]})) || stages=(lint unit e2e critest)
+for stage in "${stages[@]}"; do
+	[[ " lint unit e2e critest " == *" $stage "* ]] || die "no stage $stage: there are lint unit e2e critest"
+done
+
+need_root
+hack/install-deps.sh && hack/build.sh || exit 1
+GANTRY_TEST_RUNTIME=$(find_runc) # for the packages' own tests; the harness asks find_runc itself
+export GANTRY_TEST_RUNTIME PATH=$PATH:$PWD/bin
+
+summary=() failed=0
+for stage in "${stages[@]}"; do
+	echo "--- $stage"
+	start=$SECONDS result=passed
+	"$stage" || result=FAILED failed=1
+	summary+=("$(printf '%-8s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
+done
+echo "--- summary"
+printf '%s\n' "${summary[@]}"
+exit $failed

@@ -1,0 +1,62 @@
+// Package imageservice is the ImageService of the CRI, and the root file
+// systems of containers.
+//
+// # Road of a pull
+//
+// A reference is completed (docker.io, latest), asked of the registry, and led
+// through indexes to the manifest for this platform (internal/registry,
+// internal/manifest). All layers are then fetched at once, Config.MaxDownloads
+// at a time over all pulls; each is one pipeline from the HTTP body to files
+// (internal/layer) and becomes visible when all its digests were right. A pull
+// ends with syncfs and one bbolt transaction (internal/meta), after which the
+// image is in memory for all to see. An image that is unchanged at the
+// registry costs one HEAD request.
+//
+// Whatever is under way is under way once (internal/flight): a reference with
+// the same credentials, an image, a layer. A caller that gives up takes nothing
+// from the others; the last one returns when everything is undone.
+//
+// # Files
+//
+//	Root/meta.db                 images, names, layers, manifests, configs
+//	Root/layers/<diffID>/fs      a layer in overlayfs' form
+//	Root/layers/<chainID>.chain/fs  one that is right for one chain of layers only
+//	Root/layers/<...>/blob       as it was fetched, with Config.KeepLayerBlobs
+//	Root/containers/<id>/        upper, work and `layers`, which names the layers
+//	Root/tmp, Root/trash         being written, being deleted
+//	Root/empty                   an empty layer
+//	RunDir/<id>                  the mounted root of a container
+//
+// # A layer's life
+//
+//	tmp ──digests right──▶ layers, in memory, held by its pull
+//	    ──syncfs, record──▶ held by its image, and by each container mounted from it
+//	    ──last of them gone──▶ out of memory ──▶ record dropped ──▶ trash ──▶ deleted
+//
+// A crash at any point leaves a directory without a record or a record without
+// a directory; Open deletes the former and drops the latter with the images
+// that need it. recover.go has the assumptions.
+//
+// # Reading never waits
+//
+// Resolve, ListImages, ImageStatus, ImageFsInfo and Usage answer from memory
+// under a lock that is never held over a disk access. Lock order: container.op,
+// change, mu.
+//
+// # Rationale
+//
+// A layer is unpacked without those below it, so that all can be unpacked at
+// once and equal layers are stored once. What a tar leaves to the layers below
+// is made good afterwards (internal/layer), instead of unpacking such layers
+// one after another through a mounted overlay: the whole of a large layer would
+// wait for the few directories it does not list.
+//
+// The directories that pulls and containers make are spread over the disk on
+// ext4 (internal/tree, Spread): a node deletes files by the ten thousand, and
+// ext4 searches past each inode deleted nearby in the last five minutes before
+// it gives out a new one.
+//
+// Credentials of a pull go to no mirror (internal/registry); an image that two
+// callers may both see is not fetched twice, but each caller's credentials have
+// fetched the manifest that leads to it.
+package imageservice

@@ -1,0 +1,368 @@
+package layer
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Limits bound what one layer may cost. Zero fields mean the default.
+type Limits struct {
+	// Entries bounds files and directories, implied ones included.
+	Entries int64
+	// Bytes bounds the uncompressed tar, and the files' sizes added up.
+	Bytes int64
+}
+
+const (
+	defaultEntries = 4 << 20
+	defaultBytes   = 256 << 30
+	// maxNodes bounds what is kept in memory: directories and symbolic links.
+	maxNodes = 1 << 20
+	// maxName is PATH_MAX.
+	maxName = 4096
+)
+
+func (l Limits) orDefault() Limits {
+	if l.Entries == 0 {
+		l.Entries = defaultEntries
+	}
+	if l.Bytes == 0 {
+		l.Bytes = defaultBytes
+	}
+	return l
+}
+
+// unpacker writes the entries of one tar into a directory.
+type unpacker struct {
+	limits  Limits
+	root    *node
+	open    []*node // directories with a descriptor, oldest first; not root
+	nodes   int
+	buf     []byte
+	links   []hardLink // those whose target the layer does not have
+	entries int64
+	logical int64  // file sizes as the tar states them
+	bytes   uint64 // disk space
+	inodes  uint64
+}
+
+// hardLink is an entry that waits for the layers below.
+type hardLink struct {
+	name   string // of the link
+	target string
+}
+
+func newUnpacker(rootFD int, limits Limits, buf []byte) *unpacker {
+	return &unpacker{
+		limits: limits.orDefault(),
+		root:   &node{fd: rootFD},
+		buf:    buf,
+		bytes:  4096,
+		inodes: 1,
+	}
+}
+
+// unpack reads the tar to its end mark and sets the times of directories.
+func (u *unpacker) unpack(r io.Reader) error {
+	tr := tar.NewReader(r)
+	for {
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("reading the layer's tar: %w", err)
+		}
+		if err := u.entry(hdr, tr); err != nil {
+			return fmt.Errorf("unpacking entry %q: %w", abbreviate(hdr.Name), err)
+		}
+	}
+	return u.finish()
+}
+
+// finish sets what later entries would have spoilt, and closes descriptors.
+func (u *unpacker) finish() error {
+	defer u.closeDirs()
+	stack := []*node{u.root}
+	for len(stack) > 0 {
+		n := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		for _, c := range n.children {
+			if c.isDir() {
+				stack = append(stack, c)
+			}
+		}
+		if !n.listed {
+			continue
+		}
+		fd, err := u.dirFD(n)
+		if err != nil {
+			return err
+		}
+		if err := setTimes(fd, n.mtime); err != nil {
+			return fmt.Errorf("setting the time of directory %q: %w", n.path(), err)
+		}
+	}
+	return nil
+}
+
+// count books one more file, and fails when the layer has too many.
+func (u *unpacker) count(space uint64) error {
+	if u.entries++; u.entries > u.limits.Entries {
+		return fmt.Errorf("layer has more than %d entries: %w", u.limits.Entries, errdefs.ErrInvalidArgument)
+	}
+	if u.nodes > maxNodes {
+		return fmt.Errorf("layer has more than %d directories and symbolic links: %w", maxNodes, errdefs.ErrInvalidArgument)
+	}
+	u.inodes++
+	u.bytes += space
+	return nil
+}
+
+// split cleans a name from the tar and cuts it into components. No components
+// mean the root.
+func split(name string) ([]string, error) {
+	if len(name) > maxName {
+		return nil, fmt.Errorf("name longer than %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
+	}
+	parts := make([]string, 0, 16)
+	for part := range strings.SplitSeq(name, "/") {
+		switch part {
+		case "", ".":
+		case "..":
+			return nil, fmt.Errorf("name with a %q component: %w", "..", errdefs.ErrInvalidArgument)
+		default:
+			if strings.IndexByte(part, 0) >= 0 {
+				return nil, fmt.Errorf("name with a NUL byte: %w", errdefs.ErrInvalidArgument)
+			}
+			parts = append(parts, part)
+		}
+	}
+	return parts, nil
+}
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+)
+
+func (u *unpacker) entry(hdr *tar.Header, r io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil // says nothing that a layer may say of all its entries
+	}
+	parts, err := split(hdr.Name)
+	if err != nil {
+		return err
+	}
+	meta, err := metadata(hdr)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		if hdr.Typeflag != tar.TypeDir {
+			return fmt.Errorf("the root is not a directory: %w", errdefs.ErrInvalidArgument)
+		}
+		return u.listDir(u.root, meta)
+	}
+	name := parts[len(parts)-1]
+	if name != whiteoutOpaque && hasMeta(parts) {
+		return nil
+	}
+	parent, err := u.dir(parts[:len(parts)-1], true)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return u.whiteout(parent, name)
+	}
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		return u.directory(parent, name, meta)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		return u.file(parent, name, hdr, meta, r)
+	case tar.TypeSymlink:
+		return u.symlink(parent, name, hdr.Linkname, meta)
+	case tar.TypeLink:
+		return u.hardlink(parent, name, hdr.Linkname)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		return u.device(parent, name, hdr, meta)
+	}
+	return fmt.Errorf("entry type %q: %w", hdr.Typeflag, errdefs.ErrInvalidArgument)
+}
+
+// hasMeta finds the bookkeeping of AUFS, which says nothing about the image.
+func hasMeta(parts []string) bool {
+	for _, p := range parts {
+		if strings.HasPrefix(p, whiteoutMeta) {
+			return true
+		}
+	}
+	return false
+}
+
+// whiteout hides what the layers below have; what this layer has stays,
+// wherever in the tar it stands.
+func (u *unpacker) whiteout(parent *node, name string) error {
+	if name == whiteoutOpaque {
+		return u.makeOpaque(parent)
+	}
+	name = strings.TrimPrefix(name, whiteoutPrefix)
+	if name == "" || name == "." || name == ".." || strings.HasPrefix(name, whiteoutPrefix) {
+		return fmt.Errorf("whiteout of %q: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if n := parent.child(name); n != nil {
+		if n.isDir() {
+			return u.makeOpaque(n)
+		}
+		return nil
+	}
+	if err := u.count(0); err != nil {
+		return err
+	}
+	fd, err := u.dirFD(parent)
+	if err != nil {
+		return err
+	}
+	err = unix.Mknodat(fd, name, unix.S_IFCHR, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+func (u *unpacker) directory(parent *node, name string, meta meta) error {
+	n := parent.child(name)
+	if n != nil && n.isDir() {
+		return u.listDir(n, meta)
+	}
+	n, err := u.mkdir(parent, name)
+	if errors.Is(err, unix.ENOTDIR) {
+		// It takes the place of a file, as which it hid a directory below.
+		if err := u.remove(parent, name); err != nil {
+			return err
+		}
+		if n, err = u.mkdir(parent, name); err != nil {
+			return err
+		}
+		err = u.makeOpaque(n)
+	}
+	if err != nil {
+		return err
+	}
+	return u.listDir(n, meta)
+}
+
+func (u *unpacker) listDir(n *node, meta meta) error {
+	fd, err := u.dirFD(n)
+	if err != nil {
+		return err
+	}
+	n.listed, n.mtime = true, meta.mtime
+	return meta.apply(fd) // the time is set at the end
+}
+
+// create calls try until it does not find another file in its way.
+func (u *unpacker) create(parent *node, name string, try func(fd int) error) error {
+	fd, err := u.dirFD(parent)
+	if err != nil {
+		return err
+	}
+	err = try(fd)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	if err := u.remove(parent, name); err != nil {
+		return err
+	}
+	if fd, err = u.dirFD(parent); err != nil {
+		return err
+	}
+	return try(fd)
+}
+
+func (u *unpacker) file(parent *node, name string, hdr *tar.Header, meta meta, r io.Reader) error {
+	if u.logical += hdr.Size; hdr.Size < 0 || u.logical < 0 || u.logical > u.limits.Bytes {
+		return fmt.Errorf("files of the layer are larger than %d bytes: %w", u.limits.Bytes, errdefs.ErrInvalidArgument)
+	}
+	if err := u.count(0); err != nil {
+		return err
+	}
+	file := -1
+	err := u.create(parent, name, func(fd int) (err error) {
+		file, err = unix.Openat(fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(file)
+	if isSparse(hdr) {
+		err = u.copySparse(file, hdr.Size, r)
+	} else {
+		err = u.copy(file, hdr.Size, r)
+	}
+	if err != nil {
+		return err
+	}
+	if err := meta.apply(file); err != nil {
+		return err
+	}
+	return setTimes(file, meta.mtime)
+}
+
+func (u *unpacker) symlink(parent *node, name, target string, meta meta) error {
+	if target == "" || len(target) >= maxName || strings.IndexByte(target, 0) >= 0 {
+		return fmt.Errorf("symbolic link to %q: %w", abbreviate(target), errdefs.ErrInvalidArgument)
+	}
+	if err := u.count(0); err != nil {
+		return err
+	}
+	err := u.create(parent, name, func(fd int) error { return unix.Symlinkat(target, fd, name) })
+	if err != nil {
+		return err
+	}
+	u.add(parent, name, target)
+	return u.applyByName(parent, name, meta, false)
+}
+
+func (u *unpacker) device(parent *node, name string, hdr *tar.Header, meta meta) error {
+	mode := uint32(unix.S_IFIFO)
+	dev := 0
+	if hdr.Typeflag != tar.TypeFifo {
+		// The kernel's widths; 0:0 would be a whiteout.
+		if hdr.Devmajor < 0 || hdr.Devmajor >= 1<<12 || hdr.Devminor < 0 || hdr.Devminor >= 1<<20 {
+			return fmt.Errorf("device number %d:%d: %w", hdr.Devmajor, hdr.Devminor, errdefs.ErrInvalidArgument)
+		}
+		mode = unix.S_IFBLK
+		if hdr.Typeflag == tar.TypeChar {
+			mode = unix.S_IFCHR
+			if hdr.Devmajor == 0 && hdr.Devminor == 0 {
+				return fmt.Errorf("character device 0:0: %w", errdefs.ErrInvalidArgument)
+			}
+		}
+		dev = int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
+	}
+	if err := u.count(0); err != nil {
+		return err
+	}
+	err := u.create(parent, name, func(fd int) error { return unix.Mknodat(fd, name, mode, dev) })
+	if err != nil {
+		return err
+	}
+	return u.applyByName(parent, name, meta, true)
+}
+
+// abbreviate keeps a hostile name from filling the log.
+func abbreviate(s string) string {
+	if len(s) > 256 {
+		return s[:256] + "…"
+	}
+	return s
+}

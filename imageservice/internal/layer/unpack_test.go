@@ -1,0 +1,563 @@
+package layer
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("must run as root in CI: layers have owners, devices and trusted xattrs")
+		}
+		t.Skip("needs root: layers have owners, devices and trusted xattrs")
+	}
+}
+
+type entry struct {
+	tar.Header
+	content string
+}
+
+func dir(name string) entry {
+	return entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}}
+}
+
+func file(name, content string) entry {
+	return entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, content: content}
+}
+
+func hard(name, target string) entry {
+	return entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target}}
+}
+
+func sym(name, target string) entry {
+	return entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}}
+}
+
+func tarOf(t testing.TB, entries []entry) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	for _, e := range entries {
+		e.Size = int64(len(e.content))
+		check(t, tw.WriteHeader(&e.Header))
+		_, err := io.WriteString(tw, e.content)
+		check(t, err)
+	}
+	check(t, tw.Close())
+	return buf.Bytes()
+}
+
+func source(blob, plain []byte) Source {
+	return Source{
+		Open:   func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(blob)), nil },
+		Digest: digest.FromBytes(blob),
+		Size:   int64(len(blob)),
+		DiffID: digest.FromBytes(plain),
+	}
+}
+
+func openDir(t testing.TB, path string) int {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	check(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+func unpack(t testing.TB, root string, entries ...entry) (*Result, error) {
+	t.Helper()
+	body := tarOf(t, entries)
+	return Unpack(t.Context(), source(body, body), openDir(t, root), Limits{})
+}
+
+// list describes a tree, one line for each file: type, mode, owner, name and
+// what is particular.
+func list(t testing.TB, root string) []string {
+	t.Helper()
+	var lines []string
+	check(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || path == root {
+			return err
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err != nil {
+			return err
+		}
+		line := fmt.Sprintf("%04o %d:%d %s", st.Mode&0o7777, st.Uid, st.Gid, strings.TrimPrefix(path, root+"/"))
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			line += "/"
+			buf := make([]byte, 8)
+			if n, err := unix.Lgetxattr(path, "trusted.overlay.opaque", buf); err == nil {
+				line += " opaque=" + string(buf[:n])
+			}
+		case unix.S_IFLNK:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			line = strings.TrimPrefix(line, "0777 ") + " -> " + target
+		case unix.S_IFCHR, unix.S_IFBLK:
+			line = fmt.Sprintf("device %d:%d %s", unix.Major(st.Rdev), unix.Minor(st.Rdev), line)
+		case unix.S_IFIFO:
+			line = "fifo " + line
+		default:
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %q", content)
+			if st.Nlink > 1 {
+				line += fmt.Sprintf(" links=%d", st.Nlink)
+			}
+		}
+		lines = append(lines, line)
+		return nil
+	}))
+	sort.Strings(lines)
+	return lines
+}
+
+func TestUnpack(t *testing.T) {
+	needRoot(t)
+	for _, c := range []struct {
+		name      string
+		entries   []entry
+		want      []string
+		dependent bool
+	}{
+		{
+			name: "files and links",
+			entries: []entry{dir("./"), dir("a/"), file("a/f", "x"), hard("a/g", "a/f"), hard("h", "/a/f"),
+				sym("s", "/etc/passwd"), hard("t", "s"), {Header: tar.Header{Typeflag: tar.TypeFifo, Name: "p", Mode: 0o600}},
+				{Header: tar.Header{Typeflag: tar.TypeChar, Name: "null", Mode: 0o666, Devmajor: 1, Devminor: 3}}},
+			want: []string{`0644 0:0 a/f "x" links=3`, `0644 0:0 a/g "x" links=3`, `0644 0:0 h "x" links=3`, `0755 0:0 a/`,
+				"0:0 s -> /etc/passwd", "0:0 t -> /etc/passwd", "device 1:3 0666 0:0 null", "fifo 0600 0:0 p"},
+		},
+		{
+			name: "owners and modes, setuid after chown",
+			entries: []entry{{Header: tar.Header{Typeflag: tar.TypeReg, Name: "su", Mode: 0o6755, Uid: 100000, Gid: 70000}},
+				{Header: tar.Header{Typeflag: tar.TypeDir, Name: "tmp/", Mode: 0o1777}},
+				{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "su", Uid: 5, Gid: 6}}},
+			want: []string{`6755 100000:70000 su ""`, "1777 0:0 tmp/", "5:6 l -> su"},
+		},
+		{
+			name:    "whiteouts",
+			entries: []entry{dir("d/"), file("d/.wh.gone", ""), dir("o/"), file("o/new", "n"), file("o/.wh..wh..opq", ""), file("o/.wh..wh.plnk", "")},
+			want:    []string{`0644 0:0 o/new "n"`, "0755 0:0 d/", "0755 0:0 o/ opaque=y", "device 0:0 0000 0:0 d/gone"},
+		},
+		{
+			name: "whiteout of what the layer has, before and after it",
+			entries: []entry{file(".wh.f", ""), file("f", "new"), file("g", "new"), file(".wh.g", ""),
+				file(".wh.d", ""), dir("d/"), dir("e/"), file(".wh.e", "")},
+			want: []string{`0644 0:0 f "new"`, `0644 0:0 g "new"`, "0755 0:0 d/ opaque=y", "0755 0:0 e/ opaque=y"},
+		},
+		{
+			name: "a later entry takes the place of an earlier one",
+			entries: []entry{dir("a/"), file("a/f", "1"), file("a/f", "2"), file("a", "file"), sym("s", "a"), dir("s/"), file("s/x", "x"),
+				dir("b/"), file("b/y", ""), sym("b", "s"), file("b/z", "z")},
+			want: []string{`0644 0:0 a "file"`, `0644 0:0 s/x "x"`, `0644 0:0 s/z "z"`, "0755 0:0 s/ opaque=y", "0:0 b -> s"},
+		},
+		{
+			name: "parents that are links stay beneath the root",
+			entries: []entry{dir("usr/"), dir("usr/lib/"), sym("lib", "usr/lib"), file("lib/x", "1"), sym("up", "../../.."), file("up/y", "2"),
+				sym("abs", "/usr"), file("abs/lib/z", "3")},
+			want: []string{`0644 0:0 usr/lib/x "1"`, `0644 0:0 usr/lib/z "3"`, `0644 0:0 y "2"`, "0755 0:0 usr/", "0755 0:0 usr/lib/",
+				"0:0 abs -> /usr", "0:0 lib -> usr/lib", "0:0 up -> ../../.."},
+		},
+		{
+			name:      "implied directory",
+			entries:   []entry{file("a/b/f", "x")},
+			want:      []string{`0644 0:0 a/b/f "x"`, "0755 0:0 a/", "0755 0:0 a/b/"},
+			dependent: true,
+		},
+		{
+			name:    "directory listed after its content",
+			entries: []entry{file("a/f", "x"), {Header: tar.Header{Typeflag: tar.TypeDir, Name: "a", Mode: 0o700, Uid: 3}}},
+			want:    []string{`0644 0:0 a/f "x"`, "0700 3:0 a/"},
+		},
+		{
+			name:    "implied in an opaque directory",
+			entries: []entry{dir("a/"), file("a/.wh..wh..opq", ""), file("a/b/c", "x")},
+			want:    []string{`0644 0:0 a/b/c "x"`, "0755 0:0 a/ opaque=y", "0755 0:0 a/b/"},
+		},
+		{
+			name:    "hard link before its target",
+			entries: []entry{hard("l", "f"), file("f", "x")},
+			want:    []string{`0644 0:0 f "x" links=2`, `0644 0:0 l "x" links=2`}, dependent: true,
+		},
+		{
+			name:    "absolute names and dots",
+			entries: []entry{file("/abs", "1"), file("./dot", "2"), dir("x//"), file("x//./y", "3")},
+			want:    []string{`0644 0:0 abs "1"`, `0644 0:0 dot "2"`, `0644 0:0 x/y "3"`, "0755 0:0 x/"},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			root := t.TempDir()
+			res, err := unpack(t, root, c.entries...)
+			check(t, err)
+			if res.Dependent() != c.dependent {
+				t.Errorf("dependent: %v", res.Dependent())
+			}
+			if res.Dependent() {
+				check(t, res.Complete(openDir(t, root), -1))
+			}
+			sort.Strings(c.want)
+			if d := cmp.Diff(c.want, list(t, root)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestUnpackRefuses(t *testing.T) {
+	needRoot(t)
+	before := openFiles(t)
+	defer func() {
+		if after := openFiles(t); after != before {
+			t.Errorf("%d descriptors before, %d after", before, after)
+		}
+	}()
+	header := func(h tar.Header) entry { return entry{Header: h} }
+	pax := func(key string) entry {
+		return header(tar.Header{Typeflag: tar.TypeReg, Name: "f", PAXRecords: map[string]string{key: "y"}})
+	}
+	deep := strings.Repeat("d/", maxDepth-1)
+	for name, entries := range map[string][]entry{
+		"name that leaves the root":          {file("../x", "")},
+		"name with dots inside":              {file("a/../../x", "")},
+		"hard link that leaves the root":     {hard("x", "../../etc/passwd")},
+		"hard link to itself":                {file("f", ""), hard("f", "f")},
+		"hard link to a directory":           {dir("d/"), hard("l", "d")},
+		"hard link to the root":              {hard("l", "/")},
+		"hard link to a whiteout":            {file(".wh.f", ""), hard("l", "f")},
+		"whiteout of nothing":                {file(".wh.", "")},
+		"whiteout of the parent":             {file(".wh...", "")},
+		"directory with a whiteout's name":   {file(".wh.d/x", "")},
+		"file as a directory":                {file("f", ""), file("f/x", "")},
+		"loop of links as a parent":          {sym("a", "b"), sym("b", "a"), file("a/x", "")},
+		"link that multiplies":               {sym("a", "b/b"), sym("b", "a/a"), file("a/x", "")},
+		"device 0:0":                         {header(tar.Header{Typeflag: tar.TypeChar, Name: "d"})},
+		"device number out of range":         {header(tar.Header{Typeflag: tar.TypeBlock, Name: "d", Devmajor: 4096})},
+		"owner that means nobody":            {header(tar.Header{Typeflag: tar.TypeReg, Name: "f", Uid: 1<<32 - 1})},
+		"overlayfs' own xattr":               {pax("SCHILY.xattr.trusted.overlay.redirect")},
+		"overlayfs' own xattr of users":      {pax("SCHILY.xattr.user.overlay.opaque")},
+		"unknown type":                       {header(tar.Header{Typeflag: 'Z', Name: "f"})},
+		"root that is a file":                {file("./.", "x")},
+		"deeper than any path, through link": {dir(deep), sym("s", deep), file("s/x/y/z", "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			outer := t.TempDir()
+			root := filepath.Join(outer, "root")
+			check(t, os.Mkdir(root, 0o755))
+			check(t, os.WriteFile(filepath.Join(outer, "canary"), []byte("c"), 0o644))
+			res, err := unpack(t, root, entries...)
+			if err == nil {
+				t.Fatalf("accepted: %v, %v", res, list(t, root))
+			}
+			if !errdefs.IsInvalidArgument(err) && !errors.Is(err, unix.ENOTDIR) {
+				t.Errorf("kind of %v", err)
+			}
+			if got, err := os.ReadDir(outer); err != nil || len(got) != 2 {
+				t.Errorf("beside the root: %v, %v", got, err)
+			}
+		})
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	check(t, err)
+	return len(fds)
+}
+
+func TestTimesAndXattrs(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	when := time.Date(2020, 2, 3, 4, 5, 6, 789, time.UTC)
+	h := func(kind byte, name string) entry {
+		return entry{Header: tar.Header{Typeflag: kind, Name: name, Mode: 0o755, ModTime: when, Format: tar.FormatPAX, Linkname: map[byte]string{tar.TypeSymlink: "d"}[kind]}}
+	}
+	f := h(tar.TypeReg, "d/f")
+	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	f.PAXRecords = map[string]string{
+		"SCHILY.xattr.security.capability": capability,
+		"SCHILY.xattr.user.mine":           "v",
+		"SCHILY.xattr.security.selinux":    "label of another machine",
+	}
+	_, err := unpack(t, root, h(tar.TypeDir, "d/"), f, h(tar.TypeSymlink, "d/s"))
+	check(t, err)
+	for _, name := range []string{"d", "d/f", "d/s"} {
+		info, err := os.Lstat(filepath.Join(root, name))
+		check(t, err)
+		if !info.ModTime().Equal(when) {
+			t.Errorf("%s: %v", name, info.ModTime())
+		}
+	}
+	fd := openDir(t, filepath.Join(root, "d"))
+	in, err := unix.Openat(fd, "f", unix.O_RDONLY, 0)
+	check(t, err)
+	defer unix.Close(in)
+	got, err := xattrs(in)
+	check(t, err)
+	sort.Slice(got, func(i, j int) bool { return got[i].name < got[j].name })
+	want := []xattr{{"security.capability", capability}, {"user.mine", "v"}}
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(xattr{})); d != "" {
+		t.Error(d)
+	}
+}
+
+// TestComplete gives a layer the view of a plain directory as what is below.
+func TestComplete(t *testing.T) {
+	needRoot(t)
+	below := []entry{
+		{Header: tar.Header{Typeflag: tar.TypeDir, Name: "etc/", Mode: 0o750, Uid: 7, Gid: 8}},
+		file("etc/f", "lower"), dir("usr/"), {Header: tar.Header{Typeflag: tar.TypeDir, Name: "usr/lib/", Mode: 0o711}},
+		file("usr/lib/old", "o"), sym("lib", "usr/lib"), sym("loop", "loop"), sym("out", "../../../../etc"), sym("ls", "etc/f"),
+	}
+	for _, c := range []struct {
+		name    string
+		entries []entry
+		want    []string
+	}{
+		{"implied directory has what is below", []entry{file("etc/new", "n")},
+			[]string{`0644 0:0 etc/new "n"`, "0750 7:8 etc/"}},
+		{"hard link to a lower file", []entry{dir("x/"), hard("x/l", "etc/f"), hard("x/m", "x/l")},
+			[]string{`0644 0:0 etc/f "lower" links=3`, `0644 0:0 x/l "lower" links=3`, `0644 0:0 x/m "lower" links=3`, "0750 7:8 etc/", "0755 0:0 x/"}},
+		{"hard link to a lower link", []entry{hard("l", "ls")},
+			[]string{"0:0 l -> etc/f", "0:0 ls -> etc/f"}},
+		{"implied directory is a link below", []entry{file("lib/new", "n"), file("lib/sub/deep", "d")},
+			[]string{`0644 0:0 usr/lib/new "n"`, `0644 0:0 usr/lib/sub/deep "d"`, "0711 0:0 usr/lib/", "0755 0:0 usr/", "0755 0:0 usr/lib/sub/"}},
+		{"link below that leads out", []entry{file("out/new", "n")},
+			[]string{`0644 0:0 etc/new "n"`, "0750 7:8 etc/"}},
+		{"hard link through a link below", []entry{hard("l", "lib/old")},
+			[]string{`0644 0:0 l "o" links=2`, `0644 0:0 usr/lib/old "o" links=2`, "0711 0:0 usr/lib/", "0755 0:0 usr/"}},
+		{"listed directory hides a link below", []entry{dir("lib/"), file("lib/sub/x", "n")},
+			[]string{`0644 0:0 lib/sub/x "n"`, "0755 0:0 lib/", "0755 0:0 lib/sub/"}},
+		{"both places of a link below", []entry{file("lib/a", "1"), file("usr/lib/b", "2"), file("lib/b", "3")},
+			[]string{`0644 0:0 usr/lib/a "1"`, `0644 0:0 usr/lib/b "2"`, "0711 0:0 usr/lib/", "0755 0:0 usr/"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lower, root := t.TempDir(), t.TempDir()
+			_, err := unpack(t, lower, below...)
+			check(t, err)
+			before := list(t, lower)
+			res, err := unpack(t, root, c.entries...)
+			check(t, err)
+			if !res.Dependent() {
+				t.Fatal("not dependent")
+			}
+			check(t, res.Complete(openDir(t, root), openDir(t, lower)))
+			sort.Strings(c.want)
+			if d := cmp.Diff(c.want, list(t, root)); d != "" {
+				t.Error(d)
+			}
+			if d := cmp.Diff(before, list(t, lower)); d != "" {
+				t.Errorf("lower layer changed: %s", d)
+			}
+		})
+	}
+	for name, entries := range map[string][]entry{
+		"hard link to nothing":            {hard("l", "etc/none")},
+		"hard link to a lower directory":  {hard("l", "etc")},
+		"hard link below an opaque place": {dir("etc/"), file("etc/.wh..wh..opq", ""), hard("l", "etc/f")},
+		"implied directory is a loop":     {file("loop/x", "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lower, root := t.TempDir(), t.TempDir()
+			_, err := unpack(t, lower, below...)
+			check(t, err)
+			res, err := unpack(t, root, entries...)
+			check(t, err)
+			if err := res.Complete(openDir(t, root), openDir(t, lower)); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("got %v, %v", err, list(t, root))
+			}
+		})
+	}
+}
+
+func TestCompressions(t *testing.T) {
+	needRoot(t)
+	plain := tarOf(t, []entry{dir("d/"), file("d/f", strings.Repeat("content ", 100000))})
+	zipped := func(b []byte) []byte {
+		var buf bytes.Buffer
+		zw := gzip.NewWriter(&buf)
+		_, err := zw.Write(b)
+		check(t, err)
+		check(t, zw.Close())
+		return buf.Bytes()
+	}
+	zw, err := zstd.NewWriter(nil)
+	check(t, err)
+	for name, blob := range map[string][]byte{
+		"plain":        plain,
+		"gzip":         zipped(plain),
+		"gzip members": append(zipped(plain[:1000]), zipped(plain[1000:])...),
+		"zstd":         zw.EncodeAll(plain, nil),
+		"zstd frames":  append([]byte("\x50\x2a\x4d\x18\x04\x00\x00\x00skip"), zw.EncodeAll(plain, nil)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			res, err := Unpack(t.Context(), source(blob, plain), openDir(t, root), Limits{})
+			check(t, err)
+			if res.Inodes != 3 || res.Bytes < 800000 {
+				t.Errorf("%d bytes, %d inodes", res.Bytes, res.Inodes)
+			}
+			for what, spoil := range map[string]func(*Source){
+				"cut":          func(s *Source) { *s = sourceOf(s, blob[:len(blob)/2]) },
+				"longer":       func(s *Source) { *s = sourceOf(s, append(bytes.Clone(blob), 0)) },
+				"other bytes":  func(s *Source) { b := bytes.Clone(blob); b[len(b)/2] ^= 1; *s = sourceOf(s, b) },
+				"other diffID": func(s *Source) { s.DiffID = digest.FromString("other") },
+				"other digest": func(s *Source) { s.Digest = digest.FromString("other") },
+			} {
+				src := source(blob, plain)
+				spoil(&src)
+				if _, err := Unpack(t.Context(), src, openDir(t, t.TempDir()), Limits{}); err == nil {
+					t.Errorf("%s: accepted", what)
+				}
+			}
+		})
+	}
+}
+
+func sourceOf(s *Source, body []byte) Source {
+	out := *s
+	out.Open = func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+	return out
+}
+
+func TestLimits(t *testing.T) {
+	needRoot(t)
+	body := tarOf(t, []entry{file("a", "12345"), file("b/c", "12345")})
+	for _, l := range []Limits{{Entries: 2}, {Bytes: 1024}, {Bytes: 9}} {
+		if _, err := Unpack(t.Context(), source(body, body), openDir(t, t.TempDir()), l); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", l, err)
+		}
+	}
+	if _, err := Unpack(t.Context(), source(body, body), openDir(t, t.TempDir()), Limits{Entries: 3}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSparseKeepsItsHoles(t *testing.T) {
+	needRoot(t)
+	// GNU sparse 1.0 in PAX form: 1 GiB with four bytes at its end.
+	const size = 1 << 30
+	content := fmt.Sprintf("1\n%d\n4\n", size-4)
+	content += strings.Repeat("\x00", 512-len(content)) + "data"
+	var buf bytes.Buffer
+	pax := ""
+	for _, kv := range []string{"GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=f", fmt.Sprintf("GNU.sparse.realsize=%d", size)} {
+		n := len(kv) + 3 + len("00")
+		pax += fmt.Sprintf("%d %s\n", n-1, kv)
+	}
+	buf.Write(rawHeader("pax", 'x', len(pax)))
+	buf.WriteString(pax + strings.Repeat("\x00", (512-len(pax)%512)%512))
+	buf.Write(rawHeader("GNUSparseFile.0/f", '0', len(content)))
+	buf.WriteString(content + strings.Repeat("\x00", (512-len(content)%512)%512))
+	buf.Write(make([]byte, 1024))
+	root := t.TempDir()
+	res, err := Unpack(t.Context(), source(buf.Bytes(), buf.Bytes()), openDir(t, root), Limits{})
+	check(t, err)
+	var st unix.Stat_t
+	check(t, unix.Stat(filepath.Join(root, "f"), &st))
+	if st.Size != size || st.Blocks > 64 || res.Bytes > 1<<20 {
+		t.Errorf("size %d, blocks %d, counted %d", st.Size, st.Blocks, res.Bytes)
+	}
+}
+
+func rawHeader(name string, kind byte, size int) []byte {
+	b := make([]byte, 512)
+	copy(b, name)
+	copy(b[100:], "0000644\x00")
+	copy(b[108:], "0000000\x000000000\x00")
+	copy(b[124:], fmt.Sprintf("%011o\x00", size))
+	copy(b[136:], "00000000000\x00")
+	copy(b[148:], "        ")
+	b[156] = kind
+	copy(b[257:], "ustar\x0000")
+	sum := 0
+	for _, c := range b {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
+}
+
+func TestCancel(t *testing.T) {
+	needRoot(t)
+	body := tarOf(t, []entry{file("a", "12345")})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	src := source(body, body)
+	src.Open = func(ctx context.Context) (io.ReadCloser, error) { return stuck{ctx}, nil }
+	stop := errors.New("stop")
+	time.AfterFunc(10*time.Millisecond, func() { cancel(stop) })
+	if _, err := Unpack(ctx, src, openDir(t, t.TempDir()), Limits{}); !errors.Is(err, stop) {
+		t.Errorf("got %v", err)
+	}
+}
+
+type stuck struct{ ctx context.Context }
+
+func (s stuck) Read([]byte) (int, error) {
+	<-s.ctx.Done()
+	return 0, context.Cause(s.ctx)
+}
+
+func (stuck) Close() error { return nil }
+
+// FuzzUnpack: whatever the tar says, nothing beside the root changes.
+func FuzzUnpack(f *testing.F) {
+	needRoot(f)
+	for _, entries := range [][]entry{
+		{dir("a/"), file("a/f", "x"), hard("g", "a/f"), sym("s", "/a"), file("s/x", "y")},
+		{file("../canary/file", "x"), file("a/b/c", "z")},
+		{sym("canary", "../canary"), file("canary/file", "x"), hard("l", "canary/file")},
+		{file(".wh.a", ""), dir("a/"), file("a/.wh..wh..opq", "")},
+		{sym("a", "../../../../tmp"), dir("a/b/"), hard("h", "a/b/file")},
+	} {
+		f.Add(tarOf(f, entries))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		outer := t.TempDir()
+		canary := filepath.Join(outer, "canary")
+		check(t, os.Mkdir(canary, 0o700))
+		check(t, os.WriteFile(filepath.Join(canary, "file"), []byte("untouched"), 0o640))
+		root := filepath.Join(outer, "root")
+		check(t, os.Mkdir(root, 0o755))
+		before := list(t, canary)
+		fd := openDir(t, root)
+		res, err := Unpack(t.Context(), source(body, body), fd, Limits{Entries: 1000, Bytes: 1 << 20})
+		if err == nil && res.Dependent() {
+			_ = res.Complete(fd, openDir(t, canary))
+		}
+		if d := cmp.Diff(before, list(t, canary)); d != "" {
+			t.Error(d)
+		}
+		if got, err := os.ReadDir(outer); err != nil || len(got) != 2 {
+			t.Errorf("beside the root: %v, %v", got, err)
+		}
+	})
+}

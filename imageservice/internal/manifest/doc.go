@@ -1,0 +1,10 @@
+// Package manifest reads the JSON documents of an image: index, manifest,
+// config. It is pure.
+//
+// A document comes from a registry and is believed only as far as it is plain:
+// one JSON value, no key twice (in any case of letters, since Go does not tell
+// them apart), no nesting beyond 64, either an index or a manifest but not
+// both, digests of sha256 only, sizes that can be. What Gantry does not run is
+// refused with a message that says what it is: schema 1, foreign layers,
+// encrypted layers, artifacts.
+package manifest

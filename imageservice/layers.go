@@ -1,0 +1,227 @@
+package imageservice
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/layer"
+	"github.com/gantry-cri/gantry/imageservice/internal/meta"
+	"github.com/gantry-cri/gantry/imageservice/internal/registry"
+)
+
+// layerKey names the directory of a layer that stands for itself.
+func layerKey(diffID digest.Digest) string { return diffID.Encoded() }
+
+// chainKey names the directory of a layer that is right for one chain only.
+func chainKey(chainID digest.Digest) string { return chainID.Encoded() + ".chain" }
+
+// fetched is what one download of a layer gave: a stored layer, or one that
+// must be completed by the pull that claims it.
+type fetched struct {
+	layer   *storedLayer
+	dir     string // in tmp, of a layer to be completed
+	result  *layer.Result
+	claimed atomic.Bool
+}
+
+// dropFetched runs when all who waited for a download have left.
+func (s *Service) dropFetched(f *fetched) {
+	if f.layer != nil {
+		s.release(f.layer)
+		return
+	}
+	if !f.claimed.Load() {
+		s.discardLogged(f.dir)
+	}
+}
+
+func (s *Service) discardLogged(dir string) {
+	if err := s.discard(dir); err != nil {
+		s.log.Error(err, "Directory not removed; it is at the next start", "directory", dir)
+	}
+}
+
+// wanted is one layer of an image being pulled.
+type wanted struct {
+	blob            ocispec.Descriptor
+	diffID, chainID digest.Digest
+}
+
+// obtain returns a stored layer with a reference for the caller, or one that
+// the caller is to complete. Each layer is fetched once, whoever asks.
+func (s *Service) obtain(ctx context.Context, repo *registry.Repository, w wanted) (*storedLayer, *fetched, error) {
+	flight := layerKey(w.diffID)
+	for {
+		if l := s.hold(chainKey(w.chainID)); l != nil {
+			return l, nil, nil
+		}
+		if l := s.hold(layerKey(w.diffID)); l != nil {
+			return l, nil, nil
+		}
+		f, release, err := s.fetches.Do(ctx, flight, func(ctx context.Context) (*fetched, error) {
+			return s.fetch(ctx, repo, w)
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+		if f.layer != nil {
+			s.mu.Lock()
+			f.layer.refs++
+			s.mu.Unlock()
+			release()
+			return f.layer, nil, nil
+		}
+		mine := f.claimed.CompareAndSwap(false, true)
+		release()
+		if mine {
+			return nil, f, nil
+		}
+		// Another pull took it for its chain of layers.
+		flight = chainKey(w.chainID)
+	}
+}
+
+// fetch downloads, verifies and unpacks a layer. On an error nothing is left.
+func (s *Service) fetch(ctx context.Context, repo *registry.Repository, w wanted) (_ *fetched, err error) {
+	ctx, done, err := s.begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer s.slots.Release(1)
+
+	dir := s.path(tmpDir, s.unique())
+	if err := os.MkdirAll(filepath.Join(dir, "fs"), 0o755); err != nil {
+		return nil, fmt.Errorf("making layer directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			s.discardLogged(dir)
+		}
+	}()
+	root, err := openDir(filepath.Join(dir, "fs"))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	src := layer.Source{
+		Open:   func(ctx context.Context) (io.ReadCloser, error) { return repo.Open(ctx, w.blob), nil },
+		Digest: w.blob.Digest,
+		Size:   w.blob.Size,
+		DiffID: w.diffID,
+	}
+	if s.cfg.KeepLayerBlobs {
+		keep, err := os.OpenFile(filepath.Join(dir, "blob"), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		defer keep.Close()
+		src.Keep = keep
+	}
+	res, err := layer.Unpack(ctx, src, int(root.Fd()), layer.Limits{})
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
+	}
+	if res.Dependent() {
+		return &fetched{dir: dir, result: res}, nil
+	}
+	l, err := s.store(dir, meta.Layer{Key: layerKey(w.diffID), DiffID: w.diffID}, res)
+	if err != nil {
+		return nil, err
+	}
+	return &fetched{layer: l}, nil
+}
+
+// complete finishes a layer for the chain of layers below it, lowest first,
+// and stores it.
+func (s *Service) complete(f *fetched, w wanted, below []*storedLayer) (*storedLayer, error) {
+	root, err := openDir(filepath.Join(f.dir, "fs"))
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	view := -1
+	if len(below) > 0 {
+		// The empty directory makes two of one: overlayfs wants that.
+		dirs := append(s.dirs(lower(below)), s.path(emptyDir))
+		scratch := filepath.Join(f.dir, "view")
+		if err := os.Mkdir(scratch, 0o700); err != nil {
+			return nil, err
+		}
+		if view, err = s.mounter.View(dirs, scratch); err != nil {
+			return nil, fmt.Errorf("layer %s: viewing the layers below: %w", w.blob.Digest, err)
+		}
+		defer unix.Close(view)
+	}
+	if err := f.result.Complete(int(root.Fd()), view); err != nil {
+		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
+	}
+	return s.store(f.dir, meta.Layer{Key: chainKey(w.chainID), DiffID: w.diffID}, f.result)
+}
+
+// store moves a finished layer to its place. Its record is written with that
+// of the first image that has it; until then a crash takes it away again.
+func (s *Service) store(dir string, m meta.Layer, res *layer.Result) (*storedLayer, error) {
+	m.Bytes, m.Inodes = res.Bytes, res.Inodes
+	m.RootListed, m.RootOpaque = res.RootListed, res.RootOpaque
+	s.change.Lock()
+	defer s.change.Unlock()
+	if l := s.hold(m.Key); l != nil { // completed by another pull meanwhile
+		return l, s.discard(dir)
+	}
+	if err := os.Rename(dir, s.path(layersDir, m.Key)); err != nil {
+		return nil, fmt.Errorf("storing layer: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addLayer(m), nil
+}
+
+// dirs are the layers' directories.
+func (s *Service) dirs(layers []*storedLayer) []string {
+	dirs := make([]string, len(layers), len(layers)+1)
+	for i, l := range layers {
+		dirs[i] = s.path(layersDir, l.Key, "fs")
+	}
+	return dirs
+}
+
+// rootOf finds what the image says of its root directory.
+func (s *Service) rootOf(layers []*storedLayer) (rootMeta, error) {
+	for _, l := range lower(layers) {
+		if !l.RootListed {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(s.path(layersDir, l.Key, "fs"), &st); err != nil {
+			return rootMeta{}, fmt.Errorf("layer %s: %w", l.Key, err)
+		}
+		return rootMeta{mode: st.Mode & 0o7777, uid: int(st.Uid), gid: int(st.Gid)}, nil
+	}
+	return rootMeta{mode: 0o755}, nil
+}
+
+func openDir(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// isDir says whether a layer's directory is there.
+func isDir(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.IsDir()
+}

@@ -1,0 +1,200 @@
+package imageservice
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/platforms"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
+	"github.com/gantry-cri/gantry/imageservice/internal/meta"
+)
+
+// recover brings disk and memory together at Open. It relies on this:
+//
+//   - A layer's directory is whole if its record exists: the record is written
+//     after the data. One without a record is of an unfinished pull or removal.
+//   - An image is there if its record, its config and all its layers are.
+//   - What is in tmp and trash belongs to nobody.
+//   - A container's layers are in the file `layers`, written before all else.
+//     Its mount is there unless the machine was restarted.
+func (s *Service) recover() error {
+	store, state, damaged, err := meta.Open(s.path("meta.db"))
+	if err != nil {
+		return fmt.Errorf("image metadata: %w", err)
+	}
+	s.meta = store
+	if damaged != nil {
+		s.log.Error(damaged, "Image metadata was damaged and set aside; images must be pulled again")
+	}
+	for _, err := range state.Bad {
+		s.log.Error(err, "Damaged image record dropped")
+	}
+	var repair meta.Change
+	for key, l := range state.Layers {
+		if key != filepath.Base(key) || !isDir(s.path(layersDir, key, "fs")) {
+			s.log.Error(nil, "Layer without its directory dropped", "layer", key)
+			repair.DropLayers = append(repair.DropLayers, key)
+			continue
+		}
+		s.addLayer(l).refs = 0
+	}
+	if err := s.meta.Update(repair); err != nil {
+		return err
+	}
+	if err := s.recoverImages(state); err != nil {
+		return err
+	}
+	if err := s.recoverContainers(); err != nil {
+		return err
+	}
+	return s.sweep()
+}
+
+func (s *Service) recoverImages(state meta.State) error {
+	for id, record := range state.Images {
+		img, err := s.load(record, state.Configs[id])
+		if err == nil {
+			s.images[id] = img
+			for _, l := range img.layers {
+				l.refs++
+			}
+			continue
+		}
+		s.log.Error(err, "Incomplete image dropped; pull it again", "imageID", id)
+		change := meta.Change{DropImage: &record}
+		for name, of := range state.Names {
+			if of == id {
+				change.DropNames = append(change.DropNames, name)
+				delete(state.Names, name)
+			}
+		}
+		if err := s.meta.Update(change); err != nil {
+			return err
+		}
+	}
+	s.names = state.Names
+	for _, img := range s.images {
+		s.put(img)
+	}
+	return nil
+}
+
+func (s *Service) load(record meta.Image, raw []byte) (*image, error) {
+	config, err := manifest.ParseConfig(raw, len(record.Layers), platforms.All)
+	if err != nil {
+		return nil, err
+	}
+	var layers []*storedLayer
+	for _, key := range record.Layers {
+		l := s.layers[key]
+		if l == nil {
+			return nil, fmt.Errorf("layer %s is missing", key)
+		}
+		layers = append(layers, l)
+	}
+	img, err := s.newImage(record.ID, raw, config, layers)
+	if err != nil {
+		return nil, err
+	}
+	img.record = record
+	return img, nil
+}
+
+func (s *Service) recoverContainers() error {
+	mounts, err := mountpoints(s.cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{s.path(containersDir), s.cfg.RunDir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			id := e.Name()
+			if !validID.MatchString(id) || s.containers[id] != nil || (dir == s.cfg.RunDir && !e.IsDir()) {
+				continue
+			}
+			c := &container{mounted: mounts[id]}
+			list, err := os.ReadFile(s.path(containersDir, id, "layers"))
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				s.log.Error(err, "Layers of a container not read", "container", id)
+			}
+			for _, key := range strings.Split(string(list), "\n")[1:] {
+				if l := s.layers[key]; l != nil {
+					l.refs++
+					c.layers = append(c.layers, l)
+				}
+			}
+			s.containers[id] = c
+		}
+	}
+	return nil
+}
+
+// mountpoints are the names in dir at which something is mounted.
+func mountpoints(dir string) (map[string]bool, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	mounts := make(map[string]bool)
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		if name, ok := strings.CutPrefix(unescape(fields[4]), real+"/"); ok {
+			mounts[name] = true
+		}
+	}
+	return mounts, lines.Err()
+}
+
+// unescape undoes the octal escapes of mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// sweep moves what no record knows to the trash.
+func (s *Service) sweep() error {
+	tmp, err := os.ReadDir(s.path(tmpDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range tmp {
+		if err := s.discard(s.path(tmpDir, e.Name())); err != nil {
+			return err
+		}
+	}
+	layers, err := os.ReadDir(s.path(layersDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range layers {
+		if s.layers[e.Name()] != nil {
+			continue
+		}
+		if err := s.discard(s.path(layersDir, e.Name())); err != nil {
+			return err
+		}
+	}
+	for _, l := range s.layers {
+		if l.refs == 0 {
+			s.idle = append(s.idle, l)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,180 @@
+package imageservice
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/meta"
+)
+
+func mkdirs(t *testing.T, dirs ...string) {
+	t.Helper()
+	for _, d := range dirs {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestRestart(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1")), gzipLayer(t, file("etc/implied", "2"))))
+	id := pull(t, s, ref)
+	before := status(t, s, id)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	after := status(t, s, ref)
+	if after.String() != before.String() {
+		t.Errorf("before %v\nafter  %v", before, after)
+	}
+	if root := mount(t, s, "c1", id); !mounted(t, root) {
+		t.Error("not mounted")
+	}
+}
+
+// TestOpenRepairs begins from every kind of leftover that a kill can leave.
+func TestOpenRepairs(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	whole := pull(t, s, reg.push(t, "whole", "latest", imageOf(t, gzipLayer(t, file("f", "1")))))
+	broken := reg.push(t, "broken", "latest", imageOf(t, gzipLayer(t, file("g", "2"))))
+	brokenID := pull(t, s, broken)
+	s.mu.RLock()
+	lost := s.images[brokenID].layers[0].Key
+	s.mu.RUnlock()
+	unused := meta.Layer{Key: strings.Repeat("e", 64), Bytes: 5}
+	if err := s.meta.Update(meta.Change{PutLayers: []meta.Layer{unused}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// A pull under way, a removal under way, a layer stored but not recorded,
+	// a recorded layer whose directory is lost, and one without an image.
+	mkdirs(t, s.path(tmpDir, "1", "fs", "x"), s.path(trashDir, "2", "y"), s.path(layersDir, strings.Repeat("f", 64), "fs"),
+		s.path(layersDir, unused.Key, "fs"), s.path(containersDir, "dead", "upper"), filepath.Join(cfg.RunDir, "dead"))
+	if err := os.RemoveAll(s.path(layersDir, lost)); err != nil {
+		t.Fatal(err)
+	}
+
+	s = open(t, cfg)
+	if status(t, s, whole) == nil || status(t, s, brokenID) != nil || status(t, s, broken) != nil {
+		t.Error("the wrong images are left")
+	}
+	if left := leftovers(t, s); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{s.path(containersDir), cfg.RunDir} {
+		if names, _ := os.ReadDir(d); len(names) != 0 {
+			t.Errorf("left in %s: %v", d, names)
+		}
+	}
+	pull(t, s, broken)
+}
+
+// TestStaleContainer: after a reboot the writable layer is there, the mount
+// is not.
+func TestStaleContainer(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1")))))
+	root := mount(t, s, "c1", id)
+	if err := os.WriteFile(filepath.Join(root, "old"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("umount", root).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v", out, err)
+	}
+	s = open(t, cfg)
+	root = mount(t, s, "c1", id)
+	if _, err := os.Stat(filepath.Join(root, "old")); !os.IsNotExist(err) {
+		t.Errorf("the old boot's file: %v", err)
+	}
+}
+
+func TestDamagedMetadata(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1"))))
+	pull(t, s, ref)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(s.path("meta.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(b []byte) []byte{
+		"empty":     func([]byte) []byte { return nil },
+		"text":      func([]byte) []byte { return []byte(strings.Repeat("not a database ", 1000)) },
+		"cut":       func(b []byte) []byte { return b[:len(b)/2] },
+		"no metas":  func(b []byte) []byte { clear(b[:2*os.Getpagesize()]); return b },
+		"no pages":  func(b []byte) []byte { clear(b[2*os.Getpagesize():]); return b },
+		"all bits":  func(b []byte) []byte { fill(b[2*os.Getpagesize():], 0xff); return b },
+		"directory": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := s.path("meta.db")
+			if err := os.RemoveAll(file); err != nil {
+				t.Fatal(err)
+			}
+			if spoil == nil {
+				mkdirs(t, file)
+			} else if err := os.WriteFile(file, spoil(append([]byte(nil), good...)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, cfg)
+			pull(t, s, ref)
+			if left := leftovers(t, s); len(left) != 1 {
+				t.Errorf("left: %v", left)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			aside, err := filepath.Glob(file + ".damaged-*")
+			if name != "empty" && (err != nil || len(aside) != 1) {
+				t.Errorf("set aside: %v, %v", aside, err)
+			}
+			for _, a := range aside {
+				if err := os.RemoveAll(a); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+func fill(b []byte, c byte) {
+	for i := range b {
+		b[i] = c
+	}
+}
+
+func TestOneServiceForEachRoot(t *testing.T) {
+	cfg := testConfig(t)
+	open(t, cfg)
+	if s, err := Open(t.Context(), cfg); err == nil {
+		s.Close()
+		t.Error("opened twice")
+	}
+}

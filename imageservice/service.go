@@ -1,0 +1,251 @@
+package imageservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/flight"
+	"github.com/gantry-cri/gantry/imageservice/internal/meta"
+	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
+	"github.com/gantry-cri/gantry/imageservice/internal/registry"
+	"github.com/gantry-cri/gantry/imageservice/internal/tree"
+)
+
+// Config is fixed for the life of a Service.
+type Config struct {
+	// Root holds everything durable: layers, metadata, writable layers. One
+	// Service may have it open at a time. Created with mode 0700 if absent.
+	Root string
+	// RunDir is where container root file systems are mounted, each at
+	// RunDir/<containerID>. Created with mode 0700 if absent.
+	RunDir string
+	// HostsDirs are directories in the certs.d convention; for each registry
+	// host the first directory with an entry for it (or _default) is used.
+	HostsDirs []string
+	// MaxDownloads is how many layers are fetched and unpacked at a time,
+	// over all pulls. 0 means 6.
+	MaxDownloads int
+	// ProgressTimeout fails a pull that waits this long for one byte of a
+	// registry. 0 means one minute.
+	ProgressTimeout time.Duration
+	// KeepLayerBlobs keeps the compressed blob of every layer beside it.
+	KeepLayerBlobs bool
+	// Pinned are patterns (`*` matches any text) of image tags reported as
+	// pinned, which the kubelet never collects.
+	Pinned []string
+}
+
+// Image is an image on this node: all its layers are unpacked and verified.
+type Image struct {
+	// ID is the digest of the image config, `sha256:<hex>`.
+	ID string
+	// RepoTags and RepoDigests are the full names, sorted; docker.io is spelt.
+	RepoTags, RepoDigests []string
+	// Size is the disk space of the unpacked layers in bytes, never 0.
+	Size uint64
+	// Config is what the image says about its process. Not to be modified.
+	Config ocispec.ImageConfig
+	// Pinned says that a pattern of Config.Pinned matches one of its tags.
+	Pinned bool
+}
+
+// Usage is what a container has written to its root file system.
+type Usage struct {
+	Bytes, Inodes uint64
+	At            time.Time
+}
+
+// Service is the ImageService. All methods may be called concurrently.
+type Service struct {
+	runtimeapi.UnimplementedImageServiceServer
+	cfg      Config
+	log      klog.Logger
+	meta     *meta.Store
+	registry registry.Client
+	mounter  overlay.Mounter
+	slots    *semaphore.Weighted // of MaxDownloads
+
+	// What is under way: a reference with its credentials asked of the
+	// registry, an image fetched (by id), a layer fetched (by diffID). Each
+	// starts the next.
+	pulls     flight.Group[*image]
+	downloads flight.Group[*image]
+	fetches   flight.Group[*fetched]
+
+	stop    context.Context // ends with Close; not one of a request
+	cancel  context.CancelFunc
+	work    sync.WaitGroup // pulls and the two goroutines below
+	reclaim chan struct{}  // wakes the one that deletes
+	pulled  chan struct{}  // wakes the one that gives memory back
+	measure chan struct{}  // wakes the one that measures
+
+	// change is held while metadata and layer directories change, through
+	// disk writes. Taken before mu.
+	change sync.Mutex
+
+	// mu guards what is in memory and is never held over a disk access.
+	mu         sync.RWMutex
+	closed     bool
+	images     map[string]*image
+	names      map[string]string // tags and digests → image id
+	layers     map[string]*storedLayer
+	idle       []*storedLayer // have been at no references; may be again in use
+	containers map[string]*container
+	used       Usage // of all layers
+	temps      uint64
+}
+
+// Directories beneath Root.
+const (
+	layersDir     = "layers"     // <key>/fs, and <key>/blob if kept
+	tmpDir        = "tmp"        // what pulls are writing
+	trashDir      = "trash"      // what is being deleted
+	containersDir = "containers" // <id>/{layers,upper,work}
+	emptyDir      = "empty"      // stays empty
+)
+
+// Open makes the Service of cfg.Root and repairs what a crash has left there.
+// A damaged record or metadata file is set aside and logged, never an error.
+func Open(ctx context.Context, cfg Config) (*Service, error) {
+	if cfg.MaxDownloads <= 0 {
+		cfg.MaxDownloads = 6
+	}
+	if cfg.ProgressTimeout <= 0 {
+		cfg.ProgressTimeout = time.Minute
+	}
+	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.RunDir) {
+		return nil, fmt.Errorf("root %q and run directory %q of images must be absolute: %w", cfg.Root, cfg.RunDir, errdefs.ErrInvalidArgument)
+	}
+	for _, dir := range []string{cfg.Root, cfg.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making image directory: %w", err)
+		}
+		if err := os.Chmod(dir, 0o700); err != nil { // layers have setuid files
+			return nil, err
+		}
+	}
+	for _, dir := range []string{layersDir, tmpDir, trashDir, containersDir, emptyDir} {
+		if err := os.Mkdir(filepath.Join(cfg.Root, dir), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, fmt.Errorf("making image directory: %w", err)
+		}
+	}
+	if err := errors.Join(tree.Spread(filepath.Join(cfg.Root, tmpDir)), tree.Spread(filepath.Join(cfg.Root, containersDir))); err != nil {
+		return nil, err
+	}
+	s := &Service{
+		cfg:        cfg,
+		log:        klog.FromContext(ctx),
+		registry:   registry.Client{HostsDirs: cfg.HostsDirs, ProgressTimeout: cfg.ProgressTimeout},
+		slots:      semaphore.NewWeighted(int64(cfg.MaxDownloads)),
+		reclaim:    make(chan struct{}, 1),
+		pulled:     make(chan struct{}, 1),
+		measure:    make(chan struct{}, 1),
+		images:     make(map[string]*image),
+		names:      make(map[string]string),
+		layers:     make(map[string]*storedLayer),
+		containers: make(map[string]*container),
+	}
+	s.fetches.Drop = s.dropFetched
+	if err := s.recover(); err != nil {
+		if s.meta != nil {
+			err = errors.Join(err, s.meta.Close())
+		}
+		return nil, err
+	}
+	s.stop, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	s.work.Go(s.reclaimLoop)
+	s.work.Go(s.afterPulls)
+	s.work.Go(s.measureLoop)
+	wake(s.reclaim)
+	return s, nil
+}
+
+// Close stops pulls and background work, and waits for them. Mounted root
+// file systems stay mounted.
+func (s *Service) Close() error {
+	s.mu.Lock()
+	again := s.closed
+	s.closed = true
+	s.mu.Unlock()
+	if again {
+		return nil
+	}
+	s.cancel()
+	s.work.Wait()
+	return s.meta.Close()
+}
+
+// begin ties a piece of work to the life of the Service. ctx ends with Close,
+// which waits for done to be called.
+func (s *Service) begin(ctx context.Context) (_ context.Context, done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, nil, fmt.Errorf("image service is shutting down: %w", errdefs.ErrUnavailable)
+	}
+	s.work.Add(1)
+	ctx, cancel := context.WithCancelCause(ctx)
+	detach := context.AfterFunc(s.stop, func() {
+		cancel(fmt.Errorf("image service is shutting down: %w", errdefs.ErrUnavailable))
+	})
+	return ctx, func() { detach(); cancel(nil); s.work.Done() }, nil
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// Mountpoint is the directory of the file system that usage figures are of.
+func (s *Service) Mountpoint() string { return s.cfg.Root }
+
+func (s *Service) path(parts ...string) string {
+	return filepath.Join(append([]string{s.cfg.Root}, parts...)...)
+}
+
+// unique names something that is in tmp or trash for a while.
+func (s *Service) unique() string {
+	s.mu.Lock()
+	s.temps++
+	n := s.temps
+	s.mu.Unlock()
+	return fmt.Sprintf("%d-%d", time.Now().UnixNano(), n)
+}
+
+// discard moves a directory out of the way at once and has it deleted later.
+// Absent is nil.
+func (s *Service) discard(path string) error {
+	err := os.Rename(path, s.path(trashDir, s.unique()))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("discarding: %w", err)
+	}
+	wake(s.reclaim)
+	return nil
+}
+
+// sync makes everything that was written to Root's file system durable.
+func (s *Service) sync() error {
+	dir, err := os.Open(s.cfg.Root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("writing %s to disk: %w", s.cfg.Root, err)
+	}
+	return nil
+}

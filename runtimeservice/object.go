@@ -1,0 +1,197 @@
+package runtimeservice
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+	"github.com/gantry-cri/gantry/runtimeservice/store"
+	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
+)
+
+// opLock is a lock that is taken with a context.
+type opLock chan struct{}
+
+func newOpLock() opLock { return make(opLock, 1) }
+
+// lock waits for the lock until ctx ends, whose error it then returns.
+func (l opLock) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (l opLock) unlock() { <-l }
+
+// podKey is what makes a pod the same in a retried RunPodSandbox.
+type podKey struct {
+	name, namespace, uid string
+	attempt              uint32
+}
+
+// pod is one pod sandbox, from the moment its id is drawn until it is removed.
+type pod struct {
+	id         string
+	key        podKey
+	handler    string // as requested
+	config     *runtimeapi.PodSandboxConfig
+	configJSON []byte // config as it stands in the record
+	own        sandbox.Namespaces
+	createdAt  int64
+	bootID     string
+
+	op opLock // see doc.go
+	// made is closed when RunPodSandbox has ended, well or not.
+	made chan struct{}
+
+	// recordMu orders the writes of the record, which another pod's removal may
+	// cause too; gone means that it was deleted.
+	recordMu sync.Mutex
+	gone     bool // guarded by recordMu
+
+	mu      sync.Mutex
+	state   lifecycle.Pod // guarded by mu, as all below
+	ips     []netip.Addr
+	cgroups []string // made for this pod, shallowest first; changed under core.cgroupsMu only
+	// cgroupsGone: the pod's turn to remove cgroups has passed, it inherits none.
+	cgroupsGone bool
+}
+
+func (p *pod) snapshot() store.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return store.Pod{
+		State: p.state, BootID: p.bootID, CreatedAt: p.createdAt, Handler: p.handler, Config: p.configJSON,
+		IPs: slices.Clone(p.ips), Cgroups: slices.Clone(p.cgroups),
+	}
+}
+
+func (p *pod) getState() lifecycle.Pod {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// mustBeReady refuses what only a ready pod can have.
+func (p *pod) mustBeReady() error {
+	if state := p.getState(); state != lifecycle.PodReady {
+		return fmt.Errorf("pod %s is %v, containers need a ready one: %w", p.id, state, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// end makes the pod one that is not in the books any more.
+func (p *pod) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state = lifecycle.PodGone
+}
+
+// containerKey is what makes a container the same in a retried CreateContainer.
+type containerKey struct {
+	pod, name string
+	attempt   uint32
+}
+
+// container is one container, from the moment its id is drawn until it is removed.
+type container struct {
+	id         string
+	key        containerKey
+	pod        *pod
+	createdAt  int64
+	bootID     string
+	imageID    string
+	imageRef   string // repo digest, or the id of an image without one
+	imageName  string // what people call the image
+	cgroup     string
+	stopSignal int
+	user       user
+
+	op     opLock        // see doc.go
+	made   chan struct{} // closed when CreateContainer has ended, well or not
+	exited chan struct{} // closed when the state becomes Exited
+
+	// recordMu orders the writes of the record; gone means that it was deleted.
+	recordMu sync.Mutex
+	gone     bool // guarded by recordMu
+
+	mu         sync.Mutex
+	state      lifecycle.Container // guarded by mu, as all below
+	config     *runtimeapi.ContainerConfig
+	configJSON []byte
+	startedAt  int64
+	finishedAt int64
+	exitCode   int32
+	reason     string
+	message    string
+	pid        int
+	// early is an exit that was told before StartContainer had heard that the process runs.
+	early   *sandbox.Exit
+	process *specs.Process // of the spec, read when first needed
+	group   *cgroup.Group  // open while stats are asked for
+	cpu     cpuSample
+	stopped bool // the stop signal was sent: once is enough
+}
+
+// user is the identity that a container's first process starts with.
+type user struct {
+	uid, gid uint32
+	groups   []uint32
+}
+
+func (c *container) snapshot() store.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return store.Container{
+		State: c.state, BootID: c.bootID, Pod: c.key.pod, CreatedAt: c.createdAt, StartedAt: c.startedAt, FinishedAt: c.finishedAt,
+		ExitCode: c.exitCode, Reason: c.reason, Message: c.message, Config: c.configJSON, ImageID: c.imageID, ImageRef: c.imageRef,
+		ImageName: c.imageName, Cgroup: c.cgroup, StopSignal: c.stopSignal, UID: c.user.uid, GID: c.user.gid, Groups: c.user.groups,
+	}
+}
+
+func (c *container) getState() lifecycle.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+// getConfig is the container's config as it is now; nobody changes the message itself.
+func (c *container) getConfig() *runtimeapi.ContainerConfig {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.config
+}
+
+func (c *container) on(e lifecycle.ContainerEvent) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.onLocked(e)
+}
+
+func (c *container) onLocked(e lifecycle.ContainerEvent) error {
+	next, err := c.state.On(e)
+	if err != nil {
+		return refusal("container", c.id, err)
+	}
+	if next == lifecycle.ContainerExited && c.state != lifecycle.ContainerExited {
+		close(c.exited)
+	}
+	c.state = next
+	return nil
+}

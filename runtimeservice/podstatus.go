@@ -1,0 +1,112 @@
+package runtimeservice
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+)
+
+// shownPod is a pod's state for the CRI; a pod that is not made yet is not shown.
+func shownPod(s lifecycle.Pod) (state runtimeapi.PodSandboxState, shown bool) {
+	switch s {
+	case lifecycle.PodReady:
+		return runtimeapi.PodSandboxState_SANDBOX_READY, true
+	case lifecycle.PodStopping, lifecycle.PodNotReady, lifecycle.PodRemoving:
+		return runtimeapi.PodSandboxState_SANDBOX_NOTREADY, true
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY, false
+}
+
+// ListPodSandbox lists the pods that match all of the filter, oldest first.
+func (s *pods) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	f := req.GetFilter()
+	candidates := s.index.allPods()
+	if id := f.GetId(); id != "" {
+		p, err := s.index.pod(id)
+		switch {
+		case errdefs.IsNotFound(err):
+			candidates = nil
+		case err != nil:
+			return nil, err
+		default:
+			candidates = []*pod{p}
+		}
+	}
+	resp := &runtimeapi.ListPodSandboxResponse{}
+	for _, p := range candidates {
+		state, shown := shownPod(p.getState())
+		if !shown || f.GetState() != nil && f.GetState().GetState() != state || !matchLabels(p.config.GetLabels(), f.GetLabelSelector()) {
+			continue
+		}
+		resp.Items = append(resp.Items, &runtimeapi.PodSandbox{
+			Id: p.id, Metadata: p.config.GetMetadata(), State: state, CreatedAt: p.createdAt,
+			Labels: p.config.GetLabels(), Annotations: p.config.GetAnnotations(), RuntimeHandler: p.handler,
+		})
+	}
+	return resp, nil
+}
+
+// PodSandboxStatus tells all of one pod, with its containers' statuses:
+// errdefs.ErrNotFound when there is no such pod.
+func (s *pods) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	p, err := s.index.pod(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano()}
+	rec := p.snapshot()
+	state, shown := shownPod(rec.State)
+	if !shown {
+		return nil, fmt.Errorf("pod sandbox %q is still being made: %w", req.GetPodSandboxId(), errdefs.ErrNotFound)
+	}
+	ns := p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if ns == nil { // the defaults, spelled out: the kubelet compares them
+		ns = &runtimeapi.NamespaceOption{}
+	}
+	network := &runtimeapi.PodSandboxNetworkStatus{}
+	for i, ip := range rec.IPs {
+		if i == 0 {
+			network.Ip = ip.String()
+			continue
+		}
+		network.AdditionalIps = append(network.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
+	}
+	resp.Status = &runtimeapi.PodSandboxStatus{
+		Id: p.id, Metadata: p.config.GetMetadata(), State: state, CreatedAt: p.createdAt, Network: network,
+		Linux:  &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: ns}},
+		Labels: p.config.GetLabels(), Annotations: p.config.GetAnnotations(), RuntimeHandler: p.handler,
+	}
+	for _, c := range s.index.allContainers(p) {
+		if st, shown := c.status(); shown {
+			resp.ContainersStatuses = append(resp.ContainersStatuses, st)
+		}
+	}
+	if req.GetVerbose() {
+		resp.Info, err = s.podInfo(p, rec.State)
+	}
+	return resp, err
+}
+
+// podInfo is the verbose part of PodSandboxStatus, in the form that crictl and
+// the scripts around it read.
+func (s *pods) podInfo(p *pod, state lifecycle.Pod) (map[string]string, error) {
+	paths := s.host.PodPaths(p.id, p.own)
+	info, err := json.Marshal(map[string]any{
+		"sandboxState":     state,
+		"runtimeHandler":   p.handler,
+		"config":           json.RawMessage(p.configJSON),
+		"networkNamespace": paths.Net,
+		"ipcNamespace":     paths.IPC,
+		"utsNamespace":     paths.UTS,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the verbose info: %w", err)
+	}
+	return map[string]string{"info": string(info)}, nil
+}

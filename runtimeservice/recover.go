@@ -1,0 +1,253 @@
+package runtimeservice
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+	"github.com/gantry-cri/gantry/runtimeservice/store"
+	"github.com/gantry-cri/gantry/sandbox"
+)
+
+// Taking over what the last run has left. What is assumed:
+//
+//   - A record is as it was before or after its last write, or damaged, which
+//     store has set aside by now. It may be one step behind the world.
+//   - The supervisor knows every process that may run, and every exit of one
+//     that has not been deleted.
+//   - What was made under another boot id is gone: processes, namespaces,
+//     mounts. Files are not.
+//   - Undoing is idempotent, so an undo that was cut off is done again whole.
+//
+// What belongs to no record when all of them have been read belongs to nobody.
+
+// recoverTimeout bounds what start-up does to finish and clean up: what cannot
+// be ended in this time waits for the kubelet's next try, and the daemon serves.
+const recoverTimeout = time.Minute
+
+// takeOver reads the records and brings them to what the supervisor knows.
+// Afterwards the exits must be followed, for settle waits for some.
+func (c *core) takeOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	if err := c.loadRecords(ctx); err != nil {
+		return err
+	}
+	return c.adoptProcesses(ctx)
+}
+
+// settle finishes or undoes what the records announce, and removes what
+// belongs to nobody. Its errors are logged, for the daemon must serve.
+func (c *core) settle(ctx context.Context) {
+	log := klog.FromContext(ctx)
+	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
+	defer cancel()
+	if err := c.settleContainers(ctx); err != nil {
+		log.Error(err, "Some containers of the last run could not be cleaned up")
+	}
+	if err := c.settlePods(ctx); err != nil {
+		log.Error(err, "Some pods of the last run could not be cleaned up")
+	}
+	if err := c.sweep(ctx); err != nil {
+		log.Error(err, "Some leftovers of the last run could not be removed")
+	}
+	log.Info("Took over the state of the last run", "pods", len(c.index.allPods()), "containers", len(c.index.allContainers(nil)))
+}
+
+func (c *core) loadRecords(ctx context.Context) error {
+	log := klog.FromContext(ctx)
+	podRecords, damaged, err := c.podStore.Load()
+	if err != nil {
+		return err
+	}
+	for _, err := range damaged {
+		log.Error(err, "Damaged record of a pod")
+	}
+	for id, rec := range podRecords {
+		if err := c.loadPod(id, rec); err != nil {
+			log.Error(c.podStore.SetAside(id, err), "Damaged record of a pod")
+		}
+	}
+	ctrRecords, damaged, err := c.ctrStore.Load()
+	if err != nil {
+		return err
+	}
+	for _, err := range damaged {
+		log.Error(err, "Damaged record of a container")
+	}
+	for id, rec := range ctrRecords {
+		if err := c.loadContainer(id, rec); err != nil {
+			log.Error(c.ctrStore.SetAside(id, err), "Damaged record of a container")
+		}
+	}
+	return nil
+}
+
+// records may hold fields of a newer CRI than this build knows.
+var unmarshal = protojson.UnmarshalOptions{DiscardUnknown: true}
+
+func (c *core) loadPod(id string, rec store.Pod) error {
+	cfg := new(runtimeapi.PodSandboxConfig)
+	if err := unmarshal.Unmarshal(rec.Config, cfg); err != nil {
+		return fmt.Errorf("its config: %w", err)
+	}
+	own, err := ownNamespaces(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	if err != nil {
+		return fmt.Errorf("its config: %w", err)
+	}
+	p := &pod{
+		id: id, key: keyOfPod(cfg), handler: rec.Handler, config: cfg, configJSON: rec.Config, own: own,
+		createdAt: rec.CreatedAt, bootID: rec.BootID, op: newOpLock(), made: make(chan struct{}),
+		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups,
+	}
+	close(p.made)
+	c.index.restorePod(p)
+	return nil
+}
+
+func (c *core) loadContainer(id string, rec store.Container) error {
+	cfg := new(runtimeapi.ContainerConfig)
+	if err := unmarshal.Unmarshal(rec.Config, cfg); err != nil {
+		return fmt.Errorf("its config: %w", err)
+	}
+	p, ok := c.index.pods[rec.Pod]
+	if !ok {
+		return fmt.Errorf("its pod %q has no record", rec.Pod)
+	}
+	ctr := &container{
+		id: id, pod: p, createdAt: rec.CreatedAt, bootID: rec.BootID, imageID: rec.ImageID, imageRef: rec.ImageRef, imageName: rec.ImageName,
+		key:    containerKey{pod: rec.Pod, name: cfg.GetMetadata().GetName(), attempt: cfg.GetMetadata().GetAttempt()},
+		cgroup: rec.Cgroup, stopSignal: rec.StopSignal, user: user{uid: rec.UID, gid: rec.GID, groups: rec.Groups},
+		op: newOpLock(), made: make(chan struct{}), exited: make(chan struct{}),
+		state: rec.State, config: cfg, configJSON: rec.Config, startedAt: rec.StartedAt, finishedAt: rec.FinishedAt,
+		exitCode: rec.ExitCode, reason: rec.Reason, message: rec.Message,
+	}
+	close(ctr.made)
+	if ctr.state == lifecycle.ContainerExited || ctr.state == lifecycle.ContainerRemoving {
+		close(ctr.exited)
+	}
+	c.index.restoreContainer(ctr)
+	return nil
+}
+
+// adoptProcesses brings the containers' states to what the supervisor knows.
+func (c *core) adoptProcesses(ctx context.Context) error {
+	procs, err := c.host.Processes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ctr := range c.index.allContainers(nil) {
+		proc, known := procs[ctr.id]
+		if ctr.getState() == lifecycle.ContainerStarting {
+			if !known {
+				err = errors.Join(err, ctr.on(lifecycle.ContainerUndone))
+				c.saveLogged(ctx, ctr)
+				continue
+			}
+			err = errors.Join(err, ctr.on(lifecycle.ContainerStarted))
+			ctr.startedAt = max(ctr.createdAt+1, ctr.startedAt)
+			c.saveLogged(ctx, ctr)
+		}
+		if ctr.getState() != lifecycle.ContainerRunning {
+			continue
+		}
+		switch {
+		case !known:
+			c.exited(ctx, lostExit(ctr.id))
+		case proc.Exit != nil:
+			c.exited(ctx, *proc.Exit)
+		default:
+			ctr.pid = proc.PID
+		}
+	}
+	return err
+}
+
+// saveLogged writes the record of what the next start would find out again: a
+// disk that is full must not keep the daemon from starting.
+func (c *core) saveLogged(ctx context.Context, ctr *container) {
+	if err := c.save(ctr); err != nil {
+		klog.FromContext(ctx).Error(err, "State of a container could not be written to its record", "container", ctr.id)
+	}
+}
+
+// settleContainers undoes containers that were being made and finishes those
+// that were being removed.
+func (c *core) settleContainers(ctx context.Context) error {
+	var errs []error
+	for _, ctr := range c.index.allContainers(nil) {
+		switch ctr.getState() {
+		case lifecycle.ContainerCreating, lifecycle.ContainerRemoving:
+			errs = append(errs, c.dropContainer(ctx, ctr))
+		case lifecycle.ContainerCreated:
+			if ctr.bootID != c.bootID {
+				// Its root file system's mount and its pod's namespaces are gone: it can never start.
+				now := c.index.now()
+				errs = append(errs, ctr.on(lifecycle.ContainerStart),
+					ctr.startFailed(errors.New("the node was restarted before it was started"), now, now), c.save(ctr))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// settlePods undoes pods that were being made, finishes those that were being
+// stopped or removed, and stops those whose namespaces or init a reboot, or
+// the loss of the run directory, has taken.
+func (c *core) settlePods(ctx context.Context) error {
+	procs, err := c.host.Processes(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	rpcs := &pods{c}
+	for _, p := range c.index.allPods() {
+		switch state := p.getState(); {
+		case state == lifecycle.PodCreating:
+			if err := rpcs.dropPod(ctx, p); err != nil {
+				errs = append(errs, err, c.abandonPod(p))
+			}
+		case state == lifecycle.PodRemoving:
+			errs = append(errs, rpcs.dropPod(ctx, p))
+		case state == lifecycle.PodStopping, state == lifecycle.PodReady && !c.whole(p, procs):
+			errs = append(errs, rpcs.stopPod(ctx, p))
+		case state == lifecycle.PodNotReady:
+			c.index.freePodKey(p)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// whole reports whether containers can be started in a pod that was ready.
+func (c *core) whole(p *pod, procs map[string]sandbox.Process) bool {
+	init, known := procs[p.id]
+	return p.bootID == c.bootID && c.host.HasNamespaces(p.id, p.own) && (!sharedPID(p.config) || known && init.Exit == nil)
+}
+
+// sweep removes what belongs to no pod or container.
+func (c *core) sweep(ctx context.Context) error {
+	var live, withRootfs []string
+	for _, p := range c.index.allPods() {
+		if p.own.Net && p.getState() != lifecycle.PodNotReady {
+			live = append(live, p.id)
+		}
+	}
+	for _, ctr := range c.index.allContainers(nil) {
+		withRootfs = append(withRootfs, ctr.id)
+	}
+	isPod := func(id string) bool { _, err := c.index.pod(id); return err == nil }
+	return errors.Join(
+		c.host.Sweep(ctx, isPod, func(id string) bool {
+			_, err := c.index.container(id)
+			return err == nil || isPod(id) // the init of a pod with a shared PID namespace
+		}),
+		c.images.Retain(ctx, withRootfs),
+		c.networks.GC(ctx, live),
+	)
+}

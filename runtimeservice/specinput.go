@@ -1,0 +1,178 @@
+package runtimeservice
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	"github.com/containerd/errdefs"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
+	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/hostdev"
+	"github.com/gantry-cri/gantry/sandbox/inroot"
+)
+
+// What a container's OCI spec depends on beside the request: looked up here on
+// the host and in the image, so that package ocispec needs to look nothing up.
+
+const (
+	maxPasswd         = 10 << 20 // bytes of an image's passwd or group file
+	maxSeccompProfile = 1 << 20  // bytes of a localhost seccomp profile
+)
+
+// checkRootfs refuses an image whose mount points for the kernel's own file
+// systems are anything but directories: OCI runtimes have followed such a
+// symbolic link to the host (CVE-2019-19921, CVE-2026-41579).
+func checkRootfs(rootfs string) error {
+	for _, name := range []string{"dev", "proc", "sys"} {
+		info, err := os.Lstat(filepath.Join(rootfs, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if !info.IsDir() {
+			return fmt.Errorf("the image has /%s as %v, it must be a directory: %w", name, info.Mode().Type(), errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// imageVolumes are the paths that the image declares as volumes, each with the
+// directory of the container's own root file system that is mounted there: it
+// holds what the image has in it, is writable below a read-only root too, and
+// goes with the container.
+func imageVolumes(img imagespec.ImageConfig, cc *runtimeapi.ContainerConfig, rootfs string) (map[string]string, error) {
+	targets, err := ocispec.ImageVolumes(img, cc.GetMounts())
+	if err != nil {
+		return nil, err
+	}
+	volumes := make(map[string]string, len(targets))
+	for _, target := range targets {
+		if err := inroot.MkdirAll(rootfs, target, 0o755, 0, 0); err != nil {
+			return nil, fmt.Errorf("making the image's volume %q: %w", target, err)
+		}
+		if volumes[target], err = inroot.Resolve(rootfs, target); err != nil {
+			return nil, fmt.Errorf("the image's volume %q: %w", target, err)
+		}
+	}
+	return volumes, nil
+}
+
+// resolveUser finds the container's user in the request, the image's config
+// and the image's passwd and group files.
+func resolveUser(cc *runtimeapi.ContainerConfig, imageUser, rootfs string) (ocispec.User, error) {
+	var files [2][]byte
+	for i, name := range []string{"/etc/passwd", "/etc/group"} {
+		data, err := inroot.ReadFile(rootfs, name, maxPasswd)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return ocispec.User{}, fmt.Errorf("reading the image's %s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		}
+		files[i] = data
+	}
+	return ocispec.ResolveUser(cc.GetLinux().GetSecurityContext(), imageUser, files[0], files[1])
+}
+
+// hostMounts resolves the sources of the request's mounts. A missing one is
+// made as a directory, as both peers do; a symbolic link is followed once,
+// here, and what it led to is mounted.
+func hostMounts(mounts []*runtimeapi.Mount) ([]ocispec.Mount, error) {
+	var out []ocispec.Mount
+	for i, m := range mounts {
+		src := m.GetHostPath()
+		if !path.IsAbs(src) {
+			if m.GetImage() != nil {
+				return nil, fmt.Errorf("ImageVolumeMountFailed: mounts[%d].image: image volumes are not supported yet: %w", i, errdefs.ErrNotImplemented)
+			}
+			return nil, fmt.Errorf("mounts[%d].host_path %q is not absolute: %w", i, src, errdefs.ErrInvalidArgument)
+		}
+		resolved, err := filepath.EvalSymlinks(src)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = os.MkdirAll(src, 0o755); err == nil {
+				resolved, err = filepath.EvalSymlinks(src)
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d].host_path: %w", i, err)
+		}
+		om := ocispec.Mount{CRI: m, Source: resolved}
+		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+			if om.Shared, om.Slave, err = sandbox.Propagation(resolved); err != nil {
+				return nil, fmt.Errorf("mounts[%d].propagation: %w", i, err)
+			}
+		}
+		out = append(out, om)
+	}
+	return out, nil
+}
+
+func (s *containers) devices(cc *runtimeapi.ContainerConfig, in *ocispec.Container) error {
+	if cc.GetLinux().GetSecurityContext().GetPrivileged() {
+		all, err := hostdev.All()
+		if err != nil {
+			return err
+		}
+		in.Devices = all
+	}
+	for i, d := range cc.GetDevices() {
+		nodes, rules, err := hostdev.Devices(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
+		if err != nil {
+			return fmt.Errorf("devices[%d]: %w", i, err)
+		}
+		in.Devices = append(in.Devices, nodes...)
+		in.DeviceRules = append(in.DeviceRules, rules...)
+	}
+	return nil
+}
+
+// localhostProfile reads the seccomp profile that the request names on this host, if it does.
+func (s *containers) localhostProfile(cc *runtimeapi.ContainerConfig) ([]byte, error) {
+	ref, err := ocispec.SeccompPath(s.node, cc.GetLinux().GetSecurityContext())
+	if err != nil || ref == "" {
+		return nil, err
+	}
+	f, err := os.OpenFile(ref, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hold us up
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSeccompProfile {
+		return nil, fmt.Errorf("seccomp profile %q is no regular file of at most %d bytes: %w", ref, maxSeccompProfile, errdefs.ErrInvalidArgument)
+	}
+	data := make([]byte, info.Size())
+	if _, err := f.ReadAt(data, 0); err != nil && len(data) > 0 {
+		return nil, fmt.Errorf("seccomp profile: %w", err)
+	}
+	return data, nil
+}
+
+// targetPID is the PID namespace of the container that the request wants to share it with.
+func (s *containers) targetPID(c *container) (string, error) {
+	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return "", nil
+	}
+	target, err := s.index.container(ns.GetTargetId())
+	if err != nil || target.pod != c.pod {
+		return "", fmt.Errorf("namespace_options.target_id %q is no container of this pod: %w", ns.GetTargetId(), errdefs.ErrInvalidArgument)
+	}
+	target.mu.Lock()
+	defer target.mu.Unlock()
+	if target.state != lifecycle.ContainerRunning {
+		return "", fmt.Errorf("namespace_options.target_id: container %s is %v, not running: %w", target.id, target.state, errdefs.ErrFailedPrecondition)
+	}
+	return fmt.Sprintf("/proc/%d/ns/pid", target.pid), nil
+}

@@ -1,0 +1,191 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+)
+
+func sample() Container {
+	return Container{
+		State: lifecycle.ContainerExited, BootID: "b", Pod: "p", CreatedAt: 1, StartedAt: 2, FinishedAt: 3, ExitCode: 137,
+		Reason: "OOMKilled", Message: "m", Config: json.RawMessage(`{"metadata":{"name":"c"}}`), ImageID: "sha256:1", ImageRef: "r@sha256:2",
+		ImageName: "r:1", Cgroup: "/k/c", StopSignal: 15, UID: 1, GID: 2, Groups: []uint32{2, 3},
+	}
+}
+
+func TestRecordsSurvive(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open[Container](root, "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sample()
+	for _, message := range []string{"much longer than the one that follows", "shorter", want.Message} {
+		want.Message = message
+		if err := d.Put("c1", want); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, damaged, err := d.Load()
+	if err != nil || len(damaged) > 0 {
+		t.Fatal(err, damaged)
+	}
+	if diff := cmp.Diff(map[string]Container{"c1": want}, got, cmpopts.EquateComparable()); diff != "" {
+		t.Error(diff)
+	}
+	if info, err := os.Stat(filepath.Join(root, "containers/c1.json")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("a record with an environment in it has mode %v, %v", info.Mode(), err)
+	}
+	for range 2 {
+		if err := d.Delete("c1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, _, _ := d.Load(); len(got) != 0 {
+		t.Errorf("after Delete: %v", got)
+	}
+	if left, err := os.ReadDir(filepath.Join(root, "containers")); err != nil || len(left) > 0 {
+		t.Errorf("left after Delete: %v, %v", left, err)
+	}
+}
+
+// Whatever stands in the directory, the good records are loaded and the bad ones set aside with their cause.
+func TestDamageIsSetAside(t *testing.T) {
+	good, err := json.Marshal(envelope[Container]{version, "x", sample()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ content, cause string }{
+		"empty":        {"", "unexpected end"},
+		"truncated":    {string(good[:len(good)/2]), "unexpected end"},
+		"zeros":        {strings.Repeat("\x00", 100), "invalid character"},
+		"newer":        {strings.Replace(string(good), `"version":1`, `"version":2`, 1), "version 2, this Gantry knows 1"},
+		"another's":    {strings.Replace(string(good), `"id":"x"`, `"id":"y"`, 1), `record of "y"`},
+		"no state":     {strings.Replace(string(good), `"exited"`, `"asleep"`, 1), `unknown state "asleep"`},
+		"unknown key":  {strings.Replace(string(good), `"pod"`, `"pods"`, 1), `unknown field "pods"`},
+		"wrong type":   {strings.Replace(string(good), `"uid":1`, `"uid":-1`, 1), "cannot unmarshal"},
+		"just a value": {`7`, "cannot unmarshal"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			d, err := Open[Container](root, "containers")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Put("good", sample()); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(d.file("x"), []byte(test.content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(filepath.Join(root, "containers/x.tmp"), good[:10], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, damaged, err := d.Load()
+			if err != nil || len(got) != 1 || len(damaged) != 1 {
+				t.Fatalf("loaded %d, damaged %v, %v", len(got), damaged, err)
+			}
+			if !strings.Contains(damaged[0].Error(), test.cause) {
+				t.Errorf("error %q does not tell the cause %q", damaged[0], test.cause)
+			}
+			aside, _ := os.ReadDir(filepath.Join(root, "quarantine"))
+			left, _ := os.ReadDir(filepath.Join(root, "containers"))
+			if len(aside) != 1 || len(left) != 1 || left[0].Name() != "good.json" {
+				t.Errorf("quarantine %v, records %v", aside, left)
+			}
+		})
+	}
+}
+
+// A record that its reader finds wrong leaves nothing behind, the version before it included.
+func TestSetAside(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open[Container](root, "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := d.Put("x", sample()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.SetAside("x", errors.New("its pod is unknown")); !strings.Contains(err.Error(), "its pod is unknown") || strings.Contains(err.Error(), "rename") {
+		t.Error(err)
+	}
+	aside, _ := os.ReadDir(filepath.Join(root, "quarantine"))
+	left, _ := os.ReadDir(filepath.Join(root, "containers"))
+	if len(aside) != 1 || len(left) != 0 {
+		t.Errorf("quarantine %v, records %v", aside, left)
+	}
+}
+
+// A new version that a crash has cut off leaves the record as it was.
+func TestCutOffVersion(t *testing.T) {
+	d, err := Open[Container](t.TempDir(), "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sample()
+	if err := d.Put("c1", want); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"c1", "never-made"} {
+		if err := os.WriteFile(d.shadow(id), []byte(`{"version":1,"id":"c1","rec`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, damaged, err := d.Load()
+	if err != nil || len(damaged) > 0 || len(got) != 1 || got["c1"].ExitCode != want.ExitCode {
+		t.Fatalf("%v, %v, %v", got, damaged, err)
+	}
+	want.ExitCode = 3
+	if err := d.Put("c1", want); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ := d.Load(); got["c1"].ExitCode != 3 {
+		t.Errorf("after the cut off version: %v", got)
+	}
+	if _, err := os.Lstat(d.shadow("never-made")); err == nil {
+		t.Error("the beginning of a record that was never made is still there")
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	good, _ := json.Marshal(envelope[Container]{version, "x", sample()})
+	f.Add(good)
+	f.Add([]byte(`{"version":1,"id":"x","record":null}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		d, err := Open[Container](t.TempDir(), "containers")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(d.file("x"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, damaged, err := d.Load()
+		if err != nil || len(got)+len(damaged) != 1 {
+			t.Fatalf("loaded %v, damaged %v, %v", got, damaged, err)
+		}
+	})
+}
+
+func BenchmarkPut(b *testing.B) {
+	d, err := Open[Container](b.TempDir(), "containers")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := d.Put("c", sample()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

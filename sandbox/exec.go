@@ -1,0 +1,96 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+)
+
+const (
+	// ExecOutputLimit is how much of each output stream Exec returns, in bytes (CRI ExecSyncResponse).
+	ExecOutputLimit = 16 << 20
+	// execDrain is how long Exec reads on after its process has ended: a child
+	// in the background may hold the pipes open for ever.
+	execDrain = 200 * time.Millisecond
+)
+
+// ExecResult is what a process wrote and how it ended.
+type ExecResult struct {
+	Stdout, Stderr []byte
+	ExitCode       int // 128+n after signal n
+}
+
+// Exec runs a process in a container and returns when it has ended. Of each
+// stream the first [ExecOutputLimit] bytes are kept, the rest is read and
+// dropped. When ctx ends first, all that the process started in its session is
+// killed and ctx's error returned.
+func (h *Host) Exec(ctx context.Context, id string, process *specs.Process) (ExecResult, error) {
+	spec, err := json.Marshal(process)
+	if err != nil {
+		return ExecResult{}, fmt.Errorf("encoding the process: %w", err)
+	}
+	var out, errOut capture
+	defer out.abandon()
+	defer errOut.abandon()
+	if err := out.start(); err != nil {
+		return ExecResult{}, err
+	}
+	if err := errOut.start(); err != nil {
+		return ExecResult{}, err
+	}
+	code, err := h.sup.Exec(ctx, supervisor.ExecRequest{ID: id, Process: spec, Stdout: out.w, Stderr: errOut.w})
+	if err != nil {
+		return ExecResult{}, err
+	}
+	return ExecResult{Stdout: out.finish(), Stderr: errOut.finish(), ExitCode: code}, nil
+}
+
+// capture reads one stream of a process into memory, in a goroutine that
+// finish or abandon waits for.
+type capture struct {
+	r, w *os.File
+	done sync.WaitGroup
+	data []byte
+}
+
+func (c *capture) start() error {
+	// Not os.Pipe: the end that the process gets must not be O_NONBLOCK.
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
+	if err := unix.SetNonblock(p[0], true); err != nil {
+		return fmt.Errorf("making a pipe: %w", err)
+	}
+	c.r, c.w = os.NewFile(uintptr(p[0]), "exec output"), os.NewFile(uintptr(p[1]), "exec output")
+	c.done.Go(func() {
+		c.data, _ = io.ReadAll(io.LimitReader(c.r, ExecOutputLimit)) // an error is the drain's deadline or Close
+		_, _ = io.Copy(io.Discard, c.r)
+	})
+	return nil
+}
+
+func (c *capture) finish() []byte {
+	_ = c.w.Close()
+	_ = c.r.SetReadDeadline(time.Now().Add(execDrain))
+	c.done.Wait()
+	return c.data
+}
+
+func (c *capture) abandon() {
+	if c.r == nil {
+		return
+	}
+	_ = c.w.Close()
+	_ = c.r.Close()
+	c.done.Wait()
+}

@@ -1,0 +1,161 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
+	"github.com/gantry-cri/gantry/sandbox/podinit"
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+)
+
+// Config says where a Host keeps its files and finds its supervisor. All paths are absolute.
+type Config struct {
+	RunDir        string // below it lie pods/, containers/, runtimes/, podinit/ and supervisor/
+	Supervisor    string // the gantry-supervisor binary
+	SupervisorLog string // file that the supervisor's messages are appended to
+}
+
+// Host is this node's pods and containers. It is made by [Open], is safe for
+// concurrent use and keeps no state beside the files and the supervisor's.
+type Host struct {
+	runDir      string
+	podInitRoot string
+	cgroups     cgroup.Version
+	sup         *supervisor.Client
+}
+
+// Open prepares the directories and connects to the node's supervisor,
+// starting one if none runs. Close it when done; containers run on.
+func Open(ctx context.Context, cfg Config) (*Host, error) {
+	version, err := cgroup.Detect()
+	if err != nil {
+		return nil, err
+	}
+	h := &Host{runDir: cfg.RunDir, cgroups: version}
+	for _, dir := range []string{h.podsDir(), h.containersDir(), filepath.Join(h.runDir, "runtimes")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("making the run directory: %w", err)
+		}
+	}
+	if h.podInitRoot, err = podinit.Install(filepath.Join(h.runDir, "podinit")); err != nil {
+		return nil, err
+	}
+	h.sup, err = supervisor.Connect(ctx, supervisor.Config{
+		Dir:     filepath.Join(h.runDir, "supervisor"),
+		Binary:  cfg.Supervisor,
+		LogFile: cfg.SupervisorLog,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the supervisor: %w", err)
+	}
+	return h, nil
+}
+
+// Close ends the connection to the supervisor, which runs on as long as it has containers.
+func (h *Host) Close() error { return h.sup.Close() }
+
+// CgroupVersion is the cgroup version that the node uses.
+func (h *Host) CgroupVersion() cgroup.Version { return h.cgroups }
+
+// PodInitRoot is the read-only root file system with the init of pods that share a PID namespace.
+func (h *Host) PodInitRoot() string { return h.podInitRoot }
+
+// Watch calls f for every exit that the supervisor has recorded, then for each
+// new one, until ctx ends. A broken connection is made again after a pause;
+// exits that happened meanwhile come with the replay, so f must take an exit twice.
+func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error)) {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		began := time.Now()
+		err := h.sup.Watch(ctx, func(e supervisor.Exit) { f(Exit(e)) })
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > 10*time.Second {
+			pause = 10 * time.Millisecond
+		}
+		if err != nil {
+			lost(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Exit is the end of a container's first process.
+type Exit supervisor.Exit
+
+// Process is what the supervisor knows of a container.
+type Process struct {
+	ID   string
+	PID  int
+	Exit *Exit // nil while it runs
+}
+
+// Processes lists the containers that the supervisor has, running or ended, and not yet deleted.
+func (h *Host) Processes(ctx context.Context) (map[string]Process, error) {
+	states, err := h.sup.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking the supervisor for its containers: %w", err)
+	}
+	m := make(map[string]Process, len(states))
+	for _, s := range states {
+		p := Process{ID: s.ID, PID: s.PID}
+		if s.Exit != nil {
+			e := Exit(*s.Exit)
+			p.Exit = &e
+		}
+		m[s.ID] = p
+	}
+	return m, nil
+}
+
+func (h *Host) podsDir() string       { return filepath.Join(h.runDir, "pods") }
+func (h *Host) containersDir() string { return filepath.Join(h.runDir, "containers") }
+
+// Sweep removes every pod and container of the run directory that keep does
+// not know: what a crash or a reboot has left. All are tried; the errors are joined.
+func (h *Host) Sweep(ctx context.Context, keepPod, keepContainer func(id string) bool) error {
+	procs, err := h.Processes(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	ids, err := names(h.containersDir())
+	errs = append(errs, err)
+	for id := range procs {
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		if !keepContainer(id) {
+			errs = append(errs, h.DeleteContainer(ctx, id))
+		}
+	}
+	ids, err = names(h.podsDir())
+	errs = append(errs, err)
+	for _, id := range ids {
+		if !keepPod(id) {
+			errs = append(errs, h.RemovePod(id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func names(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing leftovers: %w", err)
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out, nil
+}

@@ -1,0 +1,123 @@
+package sandbox
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Namespaces says which namespaces a pod has of its own; the others are the host's.
+type Namespaces struct {
+	Net, IPC, UTS bool
+}
+
+func (n Namespaces) flags() (flags int, kinds []string) {
+	for _, k := range []struct {
+		own  bool
+		name string
+		flag int
+	}{{n.Net, "net", unix.CLONE_NEWNET}, {n.IPC, "ipc", unix.CLONE_NEWIPC}, {n.UTS, "uts", unix.CLONE_NEWUTS}} {
+		if k.own {
+			flags |= k.flag
+			kinds = append(kinds, k.name)
+		}
+	}
+	return flags, kinds
+}
+
+// makeNamespaces makes the pod's namespaces, sets them up and pins each as
+// dir/<kind>. The calling goroutine's thread is not changed.
+func makeNamespaces(dir string, cfg PodConfig) error {
+	errc := make(chan error, 1)
+	go onSpareThread(func() { errc <- enterAndPin(dir, cfg) })
+	return <-errc
+}
+
+// onSpareThread runs f on a thread that ends with it, so that f may change the
+// thread's namespaces. The main thread cannot end, and /proc/self is its view:
+// if the scheduler put us there, it is held while another thread does the work.
+func onSpareThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		f()
+		return // still locked: the runtime ends the thread (runtime.LockOSThread)
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
+}
+
+func enterAndPin(dir string, cfg PodConfig) error {
+	flags, kinds := cfg.Namespaces.flags()
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("making the namespaces %s: %w", strings.Join(kinds, ", "), err)
+	}
+	for _, kind := range kinds {
+		if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
+			return err
+		}
+	}
+	if cfg.Namespaces.UTS {
+		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
+			return fmt.Errorf("setting hostname %q: %w", cfg.Hostname, err)
+		}
+	}
+	return setSysctls(cfg.Sysctls)
+}
+
+// setSysctls writes to /proc/sys, which shows the calling thread's namespaces
+// for the net.*, kernel.shm*/msg*/sem and fs.mqueue.* trees. That every key is
+// of a namespace that the pod owns is the caller's duty: any other would
+// change the host.
+func setSysctls(sysctls map[string]string) error {
+	keys := make([]string, 0, len(sysctls))
+	for k := range sysctls {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys) // the same error every time
+	for _, k := range keys {
+		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil {
+			_, err = f.WriteString(sysctls[k])
+			_ = f.Close() // procfs writes take effect in write(2)
+		}
+		if err != nil {
+			return fmt.Errorf("setting sysctl %q to %q: %w", k, sysctls[k], err)
+		}
+	}
+	return nil
+}
+
+// pin bind-mounts a namespace file, which keeps the namespace alive.
+func pin(ns, target string) error {
+	fd, err := unix.Open(target, unix.O_CREAT|unix.O_EXCL|unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o400)
+	if err != nil {
+		return fmt.Errorf("pinning namespace: %w", &os.PathError{Op: "create", Path: target, Err: err})
+	}
+	_ = unix.Close(fd)
+	if err := unix.Mount(ns, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pinning namespace %s at %s: %w", ns, target, err)
+	}
+	return nil
+}
+
+// unmount detaches whatever is mounted at path; nothing mounted, or no path, is success.
+func unmount(path string) error {
+	switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
+	case nil, unix.EINVAL, unix.ENOENT:
+		return nil
+	default:
+		return fmt.Errorf("unmounting %s: %w", path, err)
+	}
+}

@@ -1,0 +1,159 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultShmSize is the size of a pod's /dev/shm in bytes, as Docker's and both peers'.
+const DefaultShmSize = 64 << 20
+
+// PodConfig is what [Host.CreatePod] makes.
+type PodConfig struct {
+	ID         string
+	Namespaces Namespaces
+	Hostname   string            // set in the pod's UTS namespace, if it has one
+	Sysctls    map[string]string // only of namespaces that the pod has of its own
+	ShmSize    int64             // bytes; used with an IPC namespace of its own
+	Files      map[string][]byte // of FileResolvConf, FileHostname, FileHosts
+}
+
+// Names of the generated files of a pod.
+const (
+	FileResolvConf = "resolv.conf"
+	FileHostname   = "hostname"
+	FileHosts      = "hosts"
+)
+
+// PodPaths says where a pod's parts lie. A namespace that is the host's has the path "".
+type PodPaths struct {
+	Net, IPC, UTS, PID string
+	Shm                string
+	Dir                string
+}
+
+// PodPaths returns the paths of a pod with these namespaces. PID is where
+// [Host.PinPID] puts a shared PID namespace.
+func (h *Host) PodPaths(id string, own Namespaces) PodPaths {
+	dir := filepath.Join(h.podsDir(), id)
+	p := PodPaths{Dir: dir, PID: filepath.Join(dir, "ns/pid"), Shm: "/dev/shm"}
+	if own.Net {
+		p.Net = filepath.Join(dir, "ns/net")
+	}
+	if own.UTS {
+		p.UTS = filepath.Join(dir, "ns/uts")
+	}
+	if own.IPC {
+		p.IPC = filepath.Join(dir, "ns/ipc")
+		p.Shm = filepath.Join(dir, "shm")
+	}
+	return p
+}
+
+// File is the path of a generated file of a pod.
+func (h *Host) File(podID, name string) string { return filepath.Join(h.podsDir(), podID, name) }
+
+// CreatePod makes the pod's namespaces, /dev/shm and files. After an error
+// [Host.RemovePod] removes what had been made.
+func (h *Host) CreatePod(cfg PodConfig) (PodPaths, error) {
+	paths := h.PodPaths(cfg.ID, cfg.Namespaces)
+	nsDir := filepath.Join(paths.Dir, "ns")
+	for _, dir := range []string{paths.Dir, nsDir} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return PodPaths{}, fmt.Errorf("making the pod's directory: %w", err)
+		}
+	}
+	if cfg.Namespaces != (Namespaces{}) {
+		if err := makeNamespaces(nsDir, cfg); err != nil {
+			return PodPaths{}, err
+		}
+	}
+	if cfg.Namespaces.IPC {
+		if err := mountShm(paths.Shm, cfg.ShmSize); err != nil {
+			return PodPaths{}, err
+		}
+	}
+	for name, data := range cfg.Files {
+		if err := h.WritePodFile(cfg.ID, name, data); err != nil {
+			return PodPaths{}, err
+		}
+	}
+	return paths, nil
+}
+
+// WritePodFile makes or replaces a generated file. Containers read it, whatever their user.
+func (h *Host) WritePodFile(podID, name string, data []byte) error {
+	path := h.File(podID, name)
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return fmt.Errorf("writing %s of the pod: %w", name, err)
+	}
+	return os.Chmod(path, 0o644) // whatever the umask
+}
+
+func mountShm(target string, size int64) error {
+	if err := os.Mkdir(target, 0o700); err != nil {
+		return fmt.Errorf("making /dev/shm of the pod: %w", err)
+	}
+	opts := "mode=1777,size=" + strconv.FormatInt(size, 10)
+	if err := unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, opts); err != nil {
+		return fmt.Errorf("mounting /dev/shm of the pod (%s): %w", opts, err)
+	}
+	return nil
+}
+
+// PinPID pins the PID namespace of process pid, the pod's init, so that
+// containers of the pod join it by path.
+func (h *Host) PinPID(podID string, pid int) error {
+	return pin(fmt.Sprintf("/proc/%d/ns/pid", pid), filepath.Join(h.podsDir(), podID, "ns/pid"))
+}
+
+// HasNamespaces reports whether the pod's own namespaces are still pinned: a
+// run directory that was emptied, as some machines' is without a reboot, has lost them.
+func (h *Host) HasNamespaces(id string, own Namespaces) bool {
+	paths := h.PodPaths(id, own)
+	for _, path := range []string{paths.Net, paths.IPC, paths.UTS} {
+		var st unix.Statfs_t
+		if path != "" && (unix.Statfs(path, &st) != nil || st.Type != unix.NSFS_MAGIC) {
+			return false
+		}
+	}
+	return true
+}
+
+// ReleaseNamespaces drops the pins of a pod's namespaces and its /dev/shm; the
+// kernel destroys them, and the interfaces in them, once no process is left.
+// Nothing there is success.
+func (h *Host) ReleaseNamespaces(podID string) error {
+	dir := filepath.Join(h.podsDir(), podID)
+	var errs []error
+	for _, m := range []string{"ns/pid", "ns/net", "ns/ipc", "ns/uts", "shm"} {
+		path := filepath.Join(dir, m)
+		if err := unmount(path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("removing the pin: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// RemovePod removes all of a pod, whatever of it exists. Its containers must be gone.
+func (h *Host) RemovePod(podID string) error {
+	// The release must succeed first: below a tmpfs that is still mounted a
+	// recursive removal would be that of a user's files.
+	if err := h.ReleaseNamespaces(podID); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(h.podsDir(), podID)); err != nil {
+		return fmt.Errorf("removing the pod's directory: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,114 @@
+package supervisor
+
+import (
+	"encoding/json"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Config says where the supervisor lives and how it is started.
+type Config struct {
+	Dir     string // its directory, absolute; made 0700 when missing
+	Binary  string // gantry-supervisor, an absolute path
+	LogFile string // its messages are appended here, 0640; "" = discarded
+}
+
+// Runtime is an OCI runtime and where it keeps its state.
+type Runtime struct {
+	Path          string `json:"path"` // of the binary, absolute
+	Root          string `json:"root"` // its --root
+	SystemdCgroup bool   `json:"systemdCgroup,omitempty"`
+}
+
+// RunRequest is a container to start.
+type RunRequest struct {
+	ID      string  `json:"id"` // up to 128 letters, digits, '_', '-' and, not first, '.'
+	Runtime Runtime `json:"runtime"`
+	Bundle  string  `json:"bundle"` // OCI bundle directory, absolute
+
+	// LogPath is relative and beneath LogDir; "" discards the output. No
+	// component of it may be a symbolic link.
+	LogDir  string `json:"logDir,omitempty"`
+	LogPath string `json:"logPath,omitempty"`
+
+	Terminal  bool `json:"terminal,omitempty"`  // as in the bundle's process.terminal
+	Stdin     bool `json:"stdin,omitempty"`     // keep stdin open; otherwise it is /dev/null
+	StdinOnce bool `json:"stdinOnce,omitempty"` // stdin ends with the first attached session
+
+	OOMFile     string   `json:"oomFile,omitempty"`     // memory.oom_control (v1) or memory.events (v2)
+	CgroupProcs []string `json:"cgroupProcs,omitempty"` // the container's cgroup.procs, one per hierarchy
+}
+
+// ExecRequest is a process to run in a running container.
+type ExecRequest struct {
+	ID      string          `json:"id"`
+	Process json.RawMessage `json:"process"` // OCI specs.Process
+
+	// The process gets these; nil is /dev/null. They stay the caller's to
+	// close, and are made blocking.
+	Stdin  *os.File `json:"-"`
+	Stdout *os.File `json:"-"`
+	Stderr *os.File `json:"-"`
+
+	// Terminal asks for a pseudo-terminal instead of the three files. Console
+	// then is called once with its master, which it owns, before Exec returns
+	// and while the process runs.
+	Terminal bool                  `json:"terminal,omitempty"`
+	Console  func(master *os.File) `json:"-"`
+}
+
+// Exit is the end of a container's first process.
+type Exit struct {
+	ID   string    `json:"id"`
+	PID  int       `json:"pid"`
+	Code int       `json:"code"` // of the process, or 128+n after signal n
+	At   time.Time `json:"at"`
+	OOM  bool      `json:"oom,omitempty"` // the kernel killed a process of it for want of memory
+
+	// Reason is empty, or says why Code is not the process' own but 255.
+	Reason string `json:"reason,omitempty"`
+}
+
+// State is what the supervisor knows of a container.
+type State struct {
+	ID      string  `json:"id"`
+	PID     int     `json:"pid"`
+	Runtime Runtime `json:"runtime"`
+	Exit    *Exit   `json:"exit,omitempty"` // nil while it runs
+}
+
+// The bodies of the other calls, and of the answers; see PROTOCOL.md.
+type (
+	// IDRequest names a container.
+	IDRequest struct {
+		ID string `json:"id"`
+	}
+	// KillRequest is the body of "kill".
+	KillRequest struct {
+		ID     string         `json:"id"`
+		Signal syscall.Signal `json:"signal"`
+		All    bool           `json:"all,omitempty"`
+	}
+	// ExecCall is the body of "exec": which of the three files come with it.
+	ExecCall struct {
+		ExecRequest
+		HasStdin  bool `json:"hasStdin,omitempty"`
+		HasStdout bool `json:"hasStdout,omitempty"`
+		HasStderr bool `json:"hasStderr,omitempty"`
+	}
+	// RunAnswer is what "run" answers.
+	RunAnswer struct {
+		PID int `json:"pid"`
+	}
+	// ExecAnswer is what "exec" answers; Console comes first and alone, with
+	// the pseudo-terminal's master beside it.
+	ExecAnswer struct {
+		Console  bool `json:"console,omitempty"`
+		ExitCode int  `json:"exitCode"`
+	}
+	// ListAnswer is what "list" answers.
+	ListAnswer struct {
+		Containers []State `json:"containers"`
+	}
+)

@@ -1,0 +1,442 @@
+package supervisor_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/server"
+)
+
+// TestMain lets the test binary be the supervisor too, which a client starts as
+// it would gantry-supervisor.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "--dir" {
+		serve()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func serve() {
+	dir := flag.String("dir", "", "")
+	ready := flag.Int("ready-fd", -1, "")
+	flag.Parse()
+	f := os.NewFile(uintptr(*ready), "ready")
+	unix.CloseOnExec(*ready)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	err := server.Serve(ctx, *dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() {
+		_, _ = f.WriteString("ready\n")
+		_ = f.Close()
+	})
+	if err != nil {
+		_, _ = f.WriteString(err.Error())
+		os.Exit(1)
+	}
+}
+
+// world is one supervisor's surroundings: directories, root file system,
+// cgroup parent, and the audit at the end that nothing of it is left.
+type world struct {
+	*testing.T
+	dir     string // on tmpfs where there is one, as /run is
+	runtime supervisor.Runtime
+	cgroup  string // below each hierarchy
+	mounts  []string
+	client  *supervisor.Client
+	n       int
+
+	mu    sync.Mutex
+	exits map[string]supervisor.Exit
+	news  chan struct{}
+}
+
+func findRuntime(t testing.TB) string {
+	if os.Geteuid() != 0 {
+		skip(t, "needs root: it starts containers")
+	}
+	for _, name := range []string{os.Getenv("GANTRY_TEST_RUNTIME"), "runc", "crun"} {
+		if name == "" {
+			continue
+		}
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	skip(t, "needs an OCI runtime: runc or crun in PATH, or its path in GANTRY_TEST_RUNTIME")
+	return ""
+}
+
+// skip skips, but not unseen in CI.
+func skip(t testing.TB, reason string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal("in CI this must run: " + reason)
+	}
+	t.Skip(reason)
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{T: t, runtime: supervisor.Runtime{Path: findRuntime(t)}, exits: map[string]supervisor.Exit{}, news: make(chan struct{}, 1)}
+	base := "/dev/shm"
+	var fs unix.Statfs_t
+	if unix.Statfs(base, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+		base = ""
+	}
+	var err error
+	if w.dir, err = os.MkdirTemp(base, "gantry-supervisor-test-"); err != nil {
+		t.Fatal(err)
+	}
+	w.runtime.Root = filepath.Join(w.dir, "runtime")
+	w.cgroup = filepath.Base(w.dir)
+	w.mounts = cgroupMounts(t)
+	w.makeRootfs()
+	w.connect()
+	t.Cleanup(w.audit)
+	return w
+}
+
+func (w *world) makeRootfs() {
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		skip(w.T, "needs a static busybox: install busybox-static")
+	}
+	bin := filepath.Join(w.dir, "rootfs", "bin")
+	for _, d := range []string{bin, "dev", "proc", "sys", "tmp", "etc"} {
+		if !filepath.IsAbs(d) {
+			d = filepath.Join(w.dir, "rootfs", d)
+		}
+		w.must(os.MkdirAll(d, 0o755))
+	}
+	w.must(os.WriteFile(filepath.Join(bin, "busybox"), busybox, 0o755))
+	for _, name := range []string{"sh", "sleep", "cat", "echo", "seq", "true", "head", "tr", "dd", "yes", "ps", "kill", "usleep", "stty", "tty", "tail", "id", "setsid", "printf", "awk"} {
+		w.must(os.Symlink("busybox", filepath.Join(bin, name)))
+	}
+}
+
+func (w *world) config() supervisor.Config {
+	self, err := os.Executable()
+	w.must(err)
+	return supervisor.Config{Dir: filepath.Join(w.dir, "supervisor"), Binary: self, LogFile: filepath.Join(w.dir, "supervisor.log")}
+}
+
+func (w *world) connect() {
+	w.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var err error
+	w.client, err = supervisor.Connect(ctx, w.config())
+	w.must(err)
+}
+
+func (w *world) must(err error) {
+	w.Helper()
+	if err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(w.Context(), 30*time.Second)
+	w.Cleanup(cancel)
+	return ctx
+}
+
+// watch collects exits until the test ends.
+func (w *world) watch() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	w.Cleanup(func() { cancel(); done.Wait() })
+	client := w.client
+	done.Go(func() {
+		for ctx.Err() == nil {
+			_ = client.Watch(ctx, func(e supervisor.Exit) {
+				w.mu.Lock()
+				w.exits[e.ID] = e
+				w.mu.Unlock()
+				select {
+				case w.news <- struct{}{}:
+				default:
+				}
+			})
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+}
+
+func (w *world) exit(id string) supervisor.Exit {
+	w.Helper()
+	limit := time.After(20 * time.Second)
+	for {
+		w.mu.Lock()
+		e, ok := w.exits[id]
+		w.mu.Unlock()
+		if ok {
+			return e
+		}
+		select {
+		case <-w.news:
+		case <-limit:
+			w.Fatalf("no exit of %s is told", id)
+		}
+	}
+}
+
+// container makes a bundle.
+func (w *world) container(args ...string) supervisor.RunRequest {
+	return w.bundle(func(s *specs.Spec) { s.Process.Args = args })
+}
+
+func (w *world) bundle(edit func(*specs.Spec)) supervisor.RunRequest {
+	w.n++
+	id := fmt.Sprintf("c%d", w.n)
+	dir := filepath.Join(w.dir, "bundles", id)
+	w.must(os.MkdirAll(dir, 0o700))
+	s := &specs.Spec{
+		Version: "1.0.2",
+		Root:    &specs.Root{Path: filepath.Join(w.dir, "rootfs"), Readonly: true},
+		Process: &specs.Process{Cwd: "/", Env: []string{"PATH=/bin"}, Args: []string{"sleep", "1000"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666", "mode=0620"}},
+			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"},
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: "/" + w.cgroup + "/" + id,
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+			},
+		},
+	}
+	edit(s)
+	data, err := json.Marshal(s)
+	w.must(err)
+	w.must(os.WriteFile(filepath.Join(dir, "config.json"), data, 0o600))
+	req := supervisor.RunRequest{
+		ID: id, Runtime: w.runtime, Bundle: dir, Terminal: s.Process.Terminal,
+		LogDir: filepath.Join(w.dir, "logs"), LogPath: id + "/0.log",
+	}
+	for _, m := range w.mounts {
+		g := filepath.Join(m, w.cgroup, id)
+		req.CgroupProcs = append(req.CgroupProcs, filepath.Join(g, "cgroup.procs"))
+		if filepath.Base(m) == "memory" {
+			req.OOMFile = filepath.Join(g, "memory.oom_control")
+		}
+	}
+	if len(w.mounts) == 1 && req.OOMFile == "" {
+		req.OOMFile = filepath.Join(w.mounts[0], w.cgroup, id, "memory.events")
+	}
+	return req
+}
+
+func (w *world) run(req supervisor.RunRequest) int {
+	w.Helper()
+	pid, err := w.client.Run(w.ctx(), req)
+	w.must(err)
+	return pid
+}
+
+func (w *world) delete(id string) {
+	w.Helper()
+	w.must(w.client.Delete(w.ctx(), id))
+}
+
+// exec runs a command and returns its output and code.
+func (w *world) exec(ctx context.Context, id string, args ...string) (out string, code int, err error) {
+	p, merr := json.Marshal(specs.Process{Cwd: "/", Env: []string{"PATH=/bin"}, Args: args})
+	w.must(merr)
+	r, wr, perr := os.Pipe()
+	w.must(perr)
+	defer r.Close()
+	var buf bytes.Buffer
+	var done sync.WaitGroup
+	done.Go(func() { _, _ = io.Copy(&buf, r) })
+	code, err = w.client.Exec(ctx, supervisor.ExecRequest{ID: id, Process: p, Stdout: wr, Stderr: wr})
+	_ = wr.Close()
+	_ = r.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	done.Wait()
+	return buf.String(), code, err
+}
+
+// logged returns the lines of a log, and checks that each is whole.
+func (w *world) logged(req supervisor.RunRequest) []line {
+	w.Helper()
+	data, err := os.ReadFile(filepath.Join(req.LogDir, req.LogPath))
+	w.must(err)
+	return w.parse(data)
+}
+
+type line struct{ stream, tag, text string }
+
+func (w *world) parse(data []byte) []line {
+	w.Helper()
+	var lines []line
+	for l := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSuffix(l, "\n"), " ", 4)
+		if len(f) != 4 || !strings.HasSuffix(l, "\n") || (f[1] != "stdout" && f[1] != "stderr") || (f[2] != "F" && f[2] != "P") {
+			w.Fatalf("torn line %d in the log: %.200q", len(lines), l)
+		}
+		if _, err := time.Parse(time.RFC3339Nano, f[0]); err != nil {
+			w.Fatalf("line %d of the log: %v", len(lines), err)
+		}
+		lines = append(lines, line{f[1], f[2], f[3]})
+	}
+	return lines
+}
+
+func texts(lines []line, stream string) []string {
+	var out []string
+	for _, l := range lines {
+		if l.stream == stream {
+			out = append(out, l.text)
+		}
+	}
+	return out
+}
+
+// supervisorPID asks the socket's lock holder.
+func (w *world) supervisorPID() int {
+	w.Helper()
+	for _, pid := range w.processes() {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if bytes.Contains(cmdline, []byte("--ready-fd")) && state(pid) != 'Z' {
+			return pid
+		}
+	}
+	return 0
+}
+
+func state(pid int) byte {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if i := bytes.LastIndexByte(data, ')'); err == nil && i+2 < len(data) {
+		return data[i+2]
+	}
+	return 'X'
+}
+
+// processes are those of this world: supervisors, runtimes and containers.
+func (w *world) processes() []int {
+	entries, err := os.ReadDir("/proc")
+	w.must(err)
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, _ := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		cgroup, _ := os.ReadFile("/proc/" + e.Name() + "/cgroup")
+		if bytes.Contains(cmdline, []byte(w.dir)) || bytes.Contains(cgroup, []byte(w.cgroup)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// audit deletes what is there and then looks for what is left all the same.
+func (w *world) audit() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	states, err := w.client.List(ctx)
+	if err != nil {
+		w.Error("listing for the audit:", err)
+	}
+	for _, s := range states {
+		if err := w.client.Delete(ctx, s.ID); err != nil {
+			w.Error("deleting for the audit:", err)
+		}
+	}
+	_ = w.client.Close()
+	for _, dir := range []string{"supervisor/containers", "supervisor/quarantine", "runtime"} {
+		w.eventually(dir+" is empty", func() bool { return len(list(filepath.Join(w.dir, dir))) == 0 })
+	}
+	if pid := w.supervisorPID(); pid != 0 {
+		for _, fd := range list(fmt.Sprintf("/proc/%d/fd", pid)) {
+			target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+			if strings.Contains(target, "/containers/") || strings.Contains(target, "/logs/") || strings.Contains(target, "pidfd") {
+				w.Errorf("supervisor still has %s open", target)
+			}
+		}
+		w.must(unix.Kill(pid, unix.SIGTERM))
+	}
+	w.eventually("no process is left", func() bool { return len(w.processes()) == 0 })
+	for _, m := range w.mounts {
+		g := filepath.Join(m, w.cgroup)
+		if err := os.Remove(g); err != nil && !errors.Is(err, os.ErrNotExist) {
+			w.Errorf("cgroup is left: %v: %v", err, list(g))
+		}
+	}
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	if bytes.Contains(mounts, []byte(w.dir)) {
+		w.Error("a mount is left")
+	}
+	log, _ := os.ReadFile(filepath.Join(w.dir, "supervisor.log"))
+	if bytes.Contains(log, []byte("DATA RACE")) || bytes.Contains(log, []byte("panic")) {
+		w.Error("supervisor's log tells of a race or a panic")
+	}
+	if w.Failed() {
+		w.Logf("supervisor's log:\n%s", log)
+	}
+	if err := os.RemoveAll(w.dir); err != nil {
+		w.Error(err)
+	}
+}
+
+func (w *world) eventually(what string, ok func() bool) {
+	w.Helper()
+	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.Errorf("it is not so that %s", what)
+			for _, pid := range w.processes() {
+				cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+				w.Logf("process %d %c: %.100q", pid, state(pid), cmdline)
+			}
+			return
+		}
+	}
+}
+
+func list(dir string) []string {
+	entries, _ := os.ReadDir(dir)
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// cgroupMounts are the mount points of all cgroup hierarchies.
+func cgroupMounts(t testing.TB) []string {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mounts []string
+	for l := range strings.Lines(string(data)) {
+		before, after, _ := strings.Cut(l, " - ")
+		if f := strings.Fields(after); len(f) > 0 && strings.HasPrefix(f[0], "cgroup") {
+			mounts = append(mounts, strings.Fields(before)[4])
+		}
+	}
+	return mounts
+}

@@ -1,0 +1,206 @@
+package logcopy
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// hotRead is a read so large that the pipe is worth enlarging, once.
+	hotRead  = 48 << 10
+	hotPipe  = 1 << 20
+	noMemory = 100 * time.Millisecond // pause when no slot is to be had
+)
+
+// Copier copies one stream. It is started by [Start] and ends at the stream's
+// end or by Stop.
+type Copier struct {
+	src    *os.File
+	raw    syscall.RawConn
+	id     string
+	stream uint64
+	file   *File
+	pool   *Pool
+	log    *slog.Logger
+
+	slot  *slot
+	head  head
+	last  time.Time
+	large bool
+
+	finite bool
+
+	bytes atomic.Uint64
+	done  chan struct{}
+}
+
+// Start copies src, a FIFO's read end or a terminal's master in non-blocking
+// mode, to file. From then on src is the copier's. left, which may be nil, is
+// what [Pool.Recover] has of this stream; it goes first. A finite stream ends
+// when nothing is left to be read: a FIFO that is opened after its last writer
+// has gone says nothing of its end.
+func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite bool, log *slog.Logger) (*Copier, error) {
+	raw, err := src.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("copying %s of %s: %w", key.Stream, key.ID, err)
+	}
+	c := &Copier{src: src, raw: raw, id: key.ID, file: file, pool: pool, log: log, finite: finite, done: make(chan struct{})}
+	if key.Stream == streams[1] {
+		c.stream = 1
+	}
+	if left != nil {
+		c.adopt(left)
+	}
+	go c.run()
+	return c, nil
+}
+
+// Flush writes what [Pool.Recover] has of a stream that nobody writes to any more.
+func (l *Leftover) Flush(key Key, file *File, pool *Pool, log *slog.Logger) {
+	c := &Copier{id: key.ID, file: file, pool: pool, log: log, stream: l.slot.h.stream & 1}
+	c.adopt(l)
+	c.flush(true)
+	c.release()
+}
+
+func (c *Copier) adopt(l *Leftover) {
+	if err := c.file.recover(l.cut); err != nil {
+		c.log.Warn("Log may have a torn line", "container", c.id, "err", err)
+	}
+	_, a, b := l.slot.get()
+	l.slot.set(filled, a, b)
+	c.slot = l.slot
+}
+
+// Done is closed when the stream has ended and all of it is in the log.
+func (c *Copier) Done() <-chan struct{} { return c.done }
+
+// Bytes is how much has been read, so that a caller sees whether anything still comes.
+func (c *Copier) Bytes() uint64 { return c.bytes.Load() }
+
+// Stop ends the copying, with what is still in the pipe unread, and waits for it.
+func (c *Copier) Stop() {
+	_ = c.src.Close()
+	<-c.done
+}
+
+func (c *Copier) run() {
+	defer close(c.done)
+	defer c.src.Close()
+	if c.slot != nil {
+		c.flush(false)
+	}
+	for {
+		var end bool
+		err := c.raw.Read(func(fd uintptr) (ready bool) {
+			ready, end = c.fill(int(fd))
+			return ready
+		})
+		if err != nil || end {
+			break
+		}
+		if c.slot == nil { // no memory or no descriptors; the container waits meanwhile
+			time.Sleep(noMemory)
+			continue
+		}
+		c.flush(false)
+	}
+	c.flush(true)
+	c.release()
+}
+
+// fill reads what there is into the slot. It is not ready when that is
+// nothing; then the stream parks, without a slot if it has no unfinished line.
+func (c *Copier) fill(fd int) (ready, end bool) {
+	// Only this process reads here, so that a read of what FIONREAD says is
+	// there gets exactly that, which is what makes it recoverable.
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		return true, true
+	}
+	if n == 0 {
+		end := c.finite || ended(fd)
+		if !end && c.slot != nil {
+			if _, a, b := c.slot.get(); a == b {
+				c.release()
+			}
+		}
+		return end, end
+	}
+	if c.slot == nil {
+		if c.slot, err = c.pool.get(c.id, c.stream); err != nil {
+			c.log.Warn("No buffer for a container's output, trying again", "container", c.id, "err", err)
+			return true, false
+		}
+	}
+	a, b := c.slot.room()
+	n = min(n, rawSize-b)
+	c.slot.beginRead(a, b, n, &c.pool.sentinel)
+	got, err := unix.Read(fd, c.slot.raw[b:b+n])
+	c.slot.set(filled, a, b+max(got, 0))
+	switch {
+	case got > 0:
+		c.bytes.Add(uint64(got))
+		if got >= hotRead && !c.large {
+			c.large = true
+			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, hotPipe) // a larger pipe is only faster
+		}
+		return true, false
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR): // somebody else read it
+		return false, false
+	}
+	return true, true
+}
+
+// ended reports whether a stream without anything to read will stay so.
+func ended(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	_, err := unix.Poll(p, 0)
+	return err == nil && p[0].Revents&unix.POLLIN == 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// flush writes the whole lines in the slot; with end the last beginning too.
+func (c *Copier) flush(end bool) {
+	if c.slot == nil {
+		return
+	}
+	_, a, b := c.slot.get()
+	if a == b {
+		return
+	}
+	out, err := c.pool.getOut()
+	if err != nil {
+		c.file.mu.Lock()
+		c.file.drop(b-a, err)
+		c.file.mu.Unlock()
+		c.slot.set(filled, b, b)
+		return
+	}
+	defer c.pool.putOut(out[:outSize])
+	if now := time.Now(); now.After(c.last) { // never backwards, whatever the clock does
+		c.last = now
+	}
+	c.head.set(c.last, streams[c.stream])
+	for a < b {
+		lines, used := c.head.format(out[:0], c.slot.raw[a:b], end)
+		if used == 0 {
+			return
+		}
+		c.file.write(c.slot, lines, a, used, b)
+		a += used
+	}
+}
+
+func (c *Copier) release() {
+	if c.slot != nil {
+		c.pool.put(c.slot)
+		c.slot = nil
+	}
+}

@@ -1,0 +1,115 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
+)
+
+func newRunner(t *testing.T) *Runner {
+	r, err := reaper.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() { r.Run(stop); close(done) }()
+	t.Cleanup(func() { close(stop); <-done })
+	return NewRunner(r)
+}
+
+func script(t *testing.T, text string) Command {
+	path := filepath.Join(t.TempDir(), "runtime")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return Command{Path: path, Root: "/root", Name: "run", Args: []string{"id"}}
+}
+
+func TestRun(t *testing.T) {
+	r := newRunner(t)
+	t.Setenv("SECRET", "x")
+	out := filepath.Join(t.TempDir(), "out")
+	c := script(t, `[ "$1 $2 $3 $4" = "--root /root run id" ] && env > `+out)
+	if err := r.Run(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if env, _ := os.ReadFile(out); strings.Contains(string(env), "SECRET") {
+		t.Errorf("inherited: %s", env)
+	}
+}
+
+func TestRunFails(t *testing.T) {
+	r := newRunner(t)
+	log := filepath.Join(t.TempDir(), "log")
+	for _, tt := range []struct{ text, log, want string }{
+		{"echo from stderr >&2; exit 3", "", "runtime run: from stderr"},
+		{"exit 3", "", "runtime run: exit status 3"},
+		{`echo '{"level":"error","msg":"from the log"}' > "$4"; echo x >&2; exit 1`, log, "runtime run: from the log"},
+		{"i=0; while [ $i -lt 3000 ]; do echo 012345678901234567890123456789012345678901234567890123456789 >&2; i=$((i+1)); done; exit 1", "", "runtime run: "},
+	} {
+		c := script(t, tt.text)
+		c.LogFile = tt.log
+		err := r.Run(t.Context(), c)
+		var failed *Error
+		if !errors.As(err, &failed) || !strings.HasPrefix(err.Error(), tt.want) || len(err.Error()) > maxText+100 {
+			t.Errorf("%s: %.300v", tt.text, err)
+		}
+	}
+	if _, err := os.Stat(log); err == nil {
+		t.Error("the log is left")
+	}
+	if err := r.Run(t.Context(), Command{Path: "/nowhere"}); !errors.Is(err, errdefs.ErrFailedPrecondition) {
+		t.Errorf("no binary: %v", err)
+	}
+}
+
+func TestRunIsKilled(t *testing.T) {
+	r := newRunner(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	pidFile := filepath.Join(t.TempDir(), "child")
+	if err := r.Run(ctx, script(t, "sleep 1000 & echo $! > "+pidFile+"; wait")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("killed: %v", err)
+	}
+	pid, _ := os.ReadFile(pidFile)
+	for range 200 { // the child is of its group; it is reaped here
+		if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pid))); err != nil {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("child %s lives", pid)
+}
+
+// A command that hangs does not hold up the others, however few the slots.
+func TestHangingGivesSlotBack(t *testing.T) {
+	r := newRunner(t)
+	r.slots = make(chan struct{}, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.Run(ctx, script(t, "sleep 1000")) }()
+	time.Sleep(50 * time.Millisecond)
+	if err := r.Run(t.Context(), script(t, "exit 0")); err != nil {
+		t.Error(err)
+	}
+	cancel()
+	<-done
+}
+
+func FuzzLastError(f *testing.F) {
+	f.Add([]byte("{\"level\":\"error\",\"msg\":\"a\"}\n{\"level\":\"info\",\"msg\":\"b\"}\n"))
+	f.Add([]byte("{\"level\":\"error\",\"msg\":\"a\nxx"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if s := LastError(data); len(s) > maxText+16 {
+			t.Fatalf("%d bytes", len(s))
+		}
+	})
+}

@@ -1,0 +1,307 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
+)
+
+// reapWait is how long after the death of an adopted process its exit code may
+// take to be told: until its parent has waited for it.
+const reapWait = 2 * time.Second
+
+// adoptAll takes over what a predecessor left. Its assumptions: the
+// predecessor is dead (the lock, which a child also holds until it has become
+// an OCI runtime command); its runtime commands may go on, and name a file in
+// the container's directory; container.json was written before anything of
+// the container was made, and, with the process id, before anybody was told of it.
+func (s *Server) adoptAll() error {
+	commands := s.runtimeCommands()
+	left, errs := s.pool.Recover()
+	for _, err := range errs {
+		s.log.Error("Output on its way to a log is lost", "err", err)
+	}
+	entries, err := os.ReadDir(s.containersDir())
+	if err != nil {
+		return fmt.Errorf("reading what containers there are: %w", err)
+	}
+	for _, e := range entries {
+		if err := s.adopt(e.Name(), commands[e.Name()], left); err != nil {
+			s.log.Error("Container record is set aside", "container", e.Name(), "err", err)
+			if err := s.quarantine(e.Name()); err != nil {
+				s.log.Error("Container record cannot be set aside", "container", e.Name(), "err", err)
+			}
+		}
+	}
+	for key, l := range left {
+		s.log.Warn("Output of an unknown container is dropped", "container", key.ID)
+		l.Discard()
+	}
+	return nil
+}
+
+// adopt takes one container over. An error says that its record is of no use.
+func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.Leftover) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	c := s.newContainer(id)
+	switch err := readFile(c.dir, recordFile, &c.rec); {
+	case errors.Is(err, fs.ErrNotExist): // made just before the record, or all but deleted
+		return os.RemoveAll(c.dir)
+	case err != nil:
+		return err
+	case c.rec.Version != recordVersion:
+		return fmt.Errorf("version %d of container.json is not %d", c.rec.Version, recordVersion)
+	case c.rec.Request.ID != id:
+		return fmt.Errorf("container.json is of container %q", c.rec.Request.ID)
+	}
+	if err := checkRun(&c.rec.Request); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.containers[id] = c
+	s.mu.Unlock()
+	if c.rec.PID == 0 {
+		c.inBackground(func() {
+			waitCommands(commands)
+			if err := c.undo(); err != nil {
+				c.log.Error("Half-made container is left", "err", err)
+			}
+		})
+		return nil
+	}
+	execs, _ := filepath.Glob(filepath.Join(c.dir, "exec-*"))
+	if len(commands)+len(execs) > 0 {
+		c.inBackground(func() {
+			waitCommands(commands)
+			c.killBrokenExecs(execs)
+		})
+	}
+	c.adoptStarted(left)
+	return nil
+}
+
+// inBackground runs f with the container's lock, which nobody else has yet.
+func (c *container) inBackground(f func()) {
+	c.op <- struct{}{}
+	c.srv.begin() // cannot be refused: nothing has stopped the server yet
+	go func() {
+		defer c.srv.end()
+		defer c.unlock()
+		f()
+	}()
+}
+
+// runtimeCommands finds the OCI runtime commands of the predecessor that still
+// run, by container: each has a path in the container's directory among its arguments.
+func (s *Server) runtimeCommands() map[string][]int {
+	found := make(map[string][]int)
+	prefix := s.containersDir() + "/"
+	for _, pid := range allPIDs() {
+		cmdline, err := readBounded(fmt.Sprintf("/proc/%d/cmdline", pid), 64<<10)
+		if err != nil {
+			continue
+		}
+		for _, arg := range strings.Split(string(cmdline), "\x00") {
+			if rest, ok := strings.CutPrefix(arg, prefix); ok {
+				id, _, _ := strings.Cut(rest, "/")
+				found[id] = append(found[id], pid)
+				break
+			}
+		}
+	}
+	return found
+}
+
+// waitCommands waits until the commands have ended; those that hang are killed.
+func waitCommands(pids []int) {
+	end := time.Now().Add(killTimeout)
+	for _, pid := range pids {
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue
+		}
+		p := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		for p[0].Revents == 0 && time.Now().Before(end) {
+			_, _ = unix.Poll(p, int(time.Until(end).Milliseconds())+1)
+		}
+		if p[0].Revents == 0 {
+			_ = unix.Kill(-pid, unix.SIGKILL) // its group; it lives, so that the number is its own
+			_, _ = unix.Poll(p, int(killTimeout.Milliseconds()))
+		}
+		_ = unix.Close(pidfd)
+	}
+}
+
+// adoptStarted goes on with a container that had been started.
+func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) {
+	req := &c.rec.Request
+	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, c.log)
+	if err != nil {
+		c.log.Error("Log cannot be opened, output is dropped until it is reopened", "err", err)
+		file = logcopy.Broken(req.LogDir, req.LogPath, c.log)
+	}
+	c.file = file
+	c.state = running
+	alive := c.openPID()
+	var exit supervisor.Exit
+	if readFile(c.dir, exitFile, &exit) == nil && exit.ID == c.id {
+		alive = false
+	} else {
+		exit = supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, At: time.Now(), Reason: "exit status unknown: it ended while no supervisor ran"}
+	}
+	c.adoptOutput(left, alive)
+	if !alive {
+		c.handle(exit)
+		return
+	}
+	if req.Terminal {
+		c.log.Warn("Terminal of the container is lost with the supervisor that had it")
+	}
+	fd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		c.log.Error("End of the container will not be noticed", "err", err)
+		return
+	}
+	go c.watchAdopted(os.NewFile(uintptr(fd), "pidfd")) // non-blocking, as c.pidfd: under the poller
+}
+
+// openPID opens the pidfd of the container's process, if that is still the one of the record.
+func (c *container) openPID() (alive bool) {
+	if c.rec.BootID != c.srv.bootID {
+		return false
+	}
+	pidfd, err := unix.PidfdOpen(c.rec.PID, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return false
+	}
+	// Compared after the opening: the descriptor is of this process, whichever that is.
+	if stat, err := readStat(c.rec.PID); err != nil || stat.startTime != c.rec.StartTime {
+		_ = unix.Close(pidfd)
+		return false
+	}
+	c.pidfd = pidfd
+	return true
+}
+
+// adoptOutput goes on copying, from the FIFOs or, when the container has ended,
+// from what a predecessor had read of them.
+func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) {
+	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal {
+		if f, err := openFIFO(filepath.Join(c.dir, "stdin"), unix.O_WRONLY, true); err == nil {
+			c.stdin = f
+		}
+	}
+	for _, name := range []string{"stdout", "stderr"} {
+		key := logcopy.Key{ID: c.id, Stream: name}
+		l := left[key]
+		delete(left, key)
+		src, err := openFIFO(filepath.Join(c.dir, name), unix.O_RDONLY, true)
+		if err == nil {
+			var copier *logcopy.Copier
+			if copier, err = logcopy.Start(src, key, c.file, c.srv.pool, l, !alive, c.log); err == nil {
+				c.copiers = append(c.copiers, copier)
+				continue
+			}
+		}
+		if l != nil {
+			l.Flush(key, c.file, c.srv.pool, c.log)
+		}
+		if !c.rec.Request.Terminal {
+			c.log.Error("Output of the container cannot be read", "err", err)
+		}
+	}
+}
+
+// watchAdopted waits for the end of a process that is not a child. It ends
+// with the process, or with the server's.
+func (c *container) watchAdopted(f *os.File) {
+	defer f.Close()
+	raw, err := f.SyscallConn()
+	if err != nil {
+		c.log.Error("End of the container will not be noticed", "err", err)
+		return
+	}
+	exit := supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, Reason: "exit status unknown: it was a child of a supervisor that had been killed"}
+	_ = raw.Read(func(fd uintptr) bool { return polled(int(fd), unix.POLLIN) })
+	exit.At = time.Now()
+	if status, ok := exitStatus(f, c.rec.PID); ok {
+		exit.Reason = ""
+		exit.Code = 128 + int(status.Signal())
+		if status.Exited() {
+			exit.Code = status.ExitStatus()
+		}
+	}
+	c.handle(exit)
+}
+
+// exitStatus asks the kernel for the wait status of a process that has ended:
+// of a zombie in /proc, afterwards by PIDFD_GET_INFO (Linux 6.15).
+func exitStatus(pidfd *os.File, pid int) (status unix.WaitStatus, ok bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), reapWait)
+	defer cancel()
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	for ctx.Err() == nil {
+		if stat, err := readStat(pid); err == nil && stat.state == 'Z' {
+			return unix.WaitStatus(stat.exitCode), true
+		}
+		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+		cerr := raw.Control(func(fd uintptr) { err = unix.IoctlPidfdInfo(int(fd), &info) })
+		if cerr == nil && err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+			return unix.WaitStatus(info.Exit_code), true
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) { // a kernel that does not know
+			return 0, false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return 0, false
+}
+
+func polled(fd int, events int16) bool {
+	p := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	_, _ = unix.Poll(p, 0)
+	return p[0].Revents != 0
+}
+
+// killBrokenExecs kills what exec calls of the predecessor, whose files are
+// given, have left running, and removes the files.
+func (c *container) killBrokenExecs(files []string) {
+	for _, file := range files {
+		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(file, ".json"), ".pid"), ".log")
+		if pid, err := readPIDFile(base + ".pid"); err == nil {
+			for _, p := range cgroupPIDs(head(c.rec.Request.CgroupProcs, 1)) {
+				if stat, err := readStat(p); err == nil && p == pid && stat.session == pid {
+					killSessionBounded(pid, c.rec.Request.CgroupProcs)
+					break
+				}
+			}
+		}
+		for _, suffix := range []string{".pid", ".json", ".log"} {
+			_ = os.Remove(base + suffix)
+		}
+	}
+}
+
+// quarantine moves a container's directory out of the way.
+func (s *Server) quarantine(id string) error {
+	dir := filepath.Join(s.dir, "quarantine")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Rename(filepath.Join(s.containersDir(), id), filepath.Join(dir, fmt.Sprintf("%s.%d", id, time.Now().UnixNano())))
+}

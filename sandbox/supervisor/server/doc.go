@@ -1,0 +1,19 @@
+// Package server is gantry-supervisor: the parent of a node's containers. The
+// package above it, supervisor, is its client and says what a container's life
+// looks like; PROTOCOL.md there describes the wire.
+//
+// One goroutine reaps (internal/reaper), one accepts; each connection has one
+// for its call and one that waits for the client to go away; each container
+// has one for each stream (internal/logcopy) and, while it is adopted rather
+// than a child, one that waits for its pidfd. There is no polling and no
+// thread per container.
+//
+// Locks: container.op is taken, with a context, by whoever changes what the
+// container is (run, delete, the deletion after an exit) and may be held for
+// long. Server.mu and container.mu guard fields and are never held while
+// waiting; Server.mu comes before container.mu.
+//
+// Whatever a killed supervisor was doing is finished by the next one at its
+// start ([Serve]): containers that live are adopted, those that do not get an
+// exit record, half-made ones are deleted, processes of broken exec calls are killed.
+package server

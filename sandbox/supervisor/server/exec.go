@@ -1,0 +1,186 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/oci"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
+)
+
+// execGrace is how long an OCI runtime that starts a process may go on after
+// the call's end: killed in the middle it leaves a process that nobody can name.
+const execGrace = 5 * time.Second
+
+// errDeleted ends exec calls of a container that is deleted.
+var errDeleted = fmt.Errorf("container is deleted: %w", errdefs.ErrFailedPrecondition)
+
+// exec runs a process in the container and answers with its exit code. When
+// ctx ends, which the end of the connection does, its session is killed.
+func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) (any, error) {
+	c, err := s.lookup(req.ID)
+	if err != nil {
+		return nil, err
+	}
+	stdio, err := execFiles(&req, call.files)
+	if err != nil {
+		return nil, err
+	}
+	base, err := c.beginExec()
+	if err != nil {
+		return nil, err
+	}
+	defer c.execs.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-c.dying:
+			cancel(errDeleted)
+		case <-ctx.Done():
+		}
+	}()
+
+	e := &execution{c: c, pidFile: base + ".pid"}
+	specFile := base + ".json"
+	defer os.Remove(specFile)
+	if err := os.WriteFile(specFile, req.Process, 0o600); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	e.cmd = c.command("exec", "--detach", "--process", specFile, "--pid-file", e.pidFile)
+	e.cmd.Grace = execGrace
+	if req.Terminal {
+		console, err := listenConsole(c.dir)
+		if err != nil {
+			return nil, err
+		}
+		defer console.close()
+		e.cmd.Args = append(e.cmd.Args, "--console-socket", console.path())
+		e.started = func() error {
+			master, err := console.receive(ctx)
+			if err != nil {
+				return err
+			}
+			defer master.Close()
+			return call.answer(supervisor.ExecAnswer{Console: true}, master)
+		}
+	} else {
+		if stdio[2] == nil { // not the runtime's own, which would be kept for its messages
+			if stdio[2], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+				return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+			}
+			defer stdio[2].Close()
+		}
+		e.cmd.Stdin, e.cmd.Stdout, e.cmd.Stderr = stdio[0], stdio[1], stdio[2]
+		e.started = func() error {
+			for _, f := range call.files { // the process has its own; whoever reads must see their end
+				_ = f.Close()
+			}
+			return nil
+		}
+	}
+	code, err := e.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return supervisor.ExecAnswer{ExitCode: code}, nil
+}
+
+// execution is one exec'd process.
+type execution struct {
+	c       *container
+	cmd     oci.Command
+	pidFile string
+	started func() error // called once the process runs
+}
+
+func (e *execution) run(ctx context.Context) (code int, err error) {
+	c := e.c
+	e.cmd.Args = append(e.cmd.Args, c.id)
+	release := c.srv.reaper.Hold() // the process may end before its pid file is read
+	defer func() { release() }()
+	defer os.Remove(e.pidFile)
+	if err := c.srv.runner.Run(ctx, e.cmd); err != nil {
+		e.killLeft()
+		if c.is() != running {
+			err = fmt.Errorf("container %s has ended: %w: %w", c.id, errdefs.ErrFailedPrecondition, err)
+		}
+		return 0, err
+	}
+	pid, err := readPIDFile(e.pidFile)
+	if err != nil {
+		return 0, err
+	}
+	done := make(chan reaper.Exit, 1)
+	if !c.srv.reaper.Notify(pid, func(x reaper.Exit) { done <- x }) {
+		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		return 0, fmt.Errorf("exec in container %s: its process %d is not a child of the supervisor", c.id, pid)
+	}
+	release()
+	release = func() {}
+	if err := e.started(); err != nil {
+		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		return 0, err
+	}
+	select {
+	case x := <-done:
+		return x.Code(), nil
+	case <-ctx.Done():
+		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		return 0, fmt.Errorf("exec in container %s: %w", c.id, context.Cause(ctx))
+	}
+}
+
+// killLeft kills the process that a runtime has started before it was killed itself.
+func (e *execution) killLeft() {
+	if pid, err := readPIDFile(e.pidFile); err == nil {
+		killSessionBounded(pid, e.c.rec.Request.CgroupProcs)
+	}
+}
+
+func killSessionBounded(pid int, files []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	killSession(ctx, pid, files)
+}
+
+// beginExec counts an exec call of a container that runs, and returns the
+// beginning of the names of its files.
+func (c *container) beginExec() (base string, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != running || c.pidfd < 0 {
+		return "", fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	c.execs.Add(1)
+	c.execSeq++
+	return filepath.Join(c.dir, fmt.Sprintf("exec-%d-%d", time.Now().UnixNano(), c.execSeq)), nil
+}
+
+// execFiles tells which of the received files is which; nil is /dev/null.
+func execFiles(req *supervisor.ExecCall, files []*os.File) (stdio [3]*os.File, err error) {
+	n := 0
+	for i, has := range []bool{req.HasStdin, req.HasStdout, req.HasStderr} {
+		if !has {
+			continue
+		}
+		if n == len(files) {
+			return stdio, fmt.Errorf("exec in container %s: %d files are too few: %w", req.ID, len(files), errdefs.ErrInvalidArgument)
+		}
+		stdio[i] = files[n]
+		n++
+	}
+	if n != len(files) {
+		return stdio, fmt.Errorf("exec in container %s: %d files too many: %w", req.ID, len(files)-n, errdefs.ErrInvalidArgument)
+	}
+	if len(req.Process) == 0 {
+		return stdio, fmt.Errorf("exec in container %s: no process given: %w", req.ID, errdefs.ErrInvalidArgument)
+	}
+	return stdio, nil
+}

@@ -1,0 +1,300 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
+)
+
+const (
+	// drainQuiet is how long after a container's end its output is waited for
+	// when processes that outlive it hold it open: from the last byte on, and
+	// drainMax in all. The copying itself goes on until the deletion.
+	drainQuiet = 250 * time.Millisecond
+	drainMax   = 5 * time.Second
+	// killTimeout bounds the wait for processes to end that got SIGKILL.
+	killTimeout = 10 * time.Second
+	// deleteTimeout bounds the OCI runtime's delete.
+	deleteTimeout = 30 * time.Second
+
+	// unknownCode is the exit code of a process whose own cannot be known.
+	unknownCode = 255
+)
+
+// handleExit has the end of the first process recorded; mu is not held.
+func (c *container) handleExit(e reaper.Exit) {
+	c.handle(supervisor.Exit{ID: c.id, PID: e.PID, Code: e.Code(), At: e.At})
+}
+
+func (c *container) handle(exit supervisor.Exit) {
+	c.mu.Lock()
+	if c.pidfd >= 0 {
+		_ = unix.Close(c.pidfd)
+		c.pidfd = -1
+	}
+	c.mu.Unlock()
+	if !c.srv.begin() { // the server ends: what the next one needs, and no more
+		c.store(&exit)
+		return
+	}
+	go func() {
+		defer c.srv.end()
+		c.record(exit)
+		c.deleteEnded()
+	}()
+}
+
+// deleteEnded has the runtime delete the container, which every end of one is
+// followed by. Begun at once it is over when it is asked for.
+func (c *container) deleteEnded() {
+	ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
+	defer cancel()
+	if c.lock(ctx) != nil {
+		return
+	}
+	defer c.unlock()
+	if c.is() != exited {
+		return
+	}
+	if err := c.deleteFromRuntime(ctx); err != nil {
+		c.log.Warn("Ended container is not deleted from the OCI runtime yet", "err", err)
+	}
+}
+
+// store adds what the cgroup tells to the exit and writes it down.
+func (c *container) store(exit *supervisor.Exit) {
+	if n := oomKills(c.rec.Request.OOMFile); n > c.rec.OOMKills || n > 0 && exit.Code == 128+int(unix.SIGKILL) {
+		exit.OOM = true
+	}
+	if err := writeFile(c.dir, exitFile, exit); err != nil {
+		c.log.Error("Exit is kept in memory only", "err", err)
+	}
+}
+
+// record makes the exit known: first to the log, then to the disk, then to those who watch.
+func (c *container) record(exit supervisor.Exit) {
+	c.drain(drainMax)
+	c.store(&exit)
+	s := c.srv
+	s.mu.Lock()
+	c.mu.Lock()
+	c.exit, c.state = &exit, exited
+	c.mu.Unlock()
+	s.exits++
+	c.number = s.exits
+	close(s.news)
+	s.news = make(chan struct{})
+	s.mu.Unlock()
+	close(c.done)
+}
+
+// drain waits until the container's output has ended, or nothing comes any more.
+func (c *container) drain(limit time.Duration) {
+	c.mu.Lock()
+	copiers := c.copiers
+	c.mu.Unlock()
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	for _, copier := range copiers {
+		for seen := copier.Bytes(); ; {
+			quiet := time.NewTimer(drainQuiet)
+			select {
+			case <-copier.Done():
+			case <-end.C:
+				quiet.Stop()
+				return
+			case <-quiet.C:
+				if n := copier.Bytes(); n != seen {
+					seen = n
+					continue
+				}
+			}
+			quiet.Stop()
+			break
+		}
+	}
+}
+
+func (s *Server) kill(ctx context.Context, req supervisor.KillRequest) error {
+	if req.Signal < 1 || req.Signal > 64 {
+		return fmt.Errorf("signal %d is not in 1 to 64: %w", int(req.Signal), errdefs.ErrInvalidArgument)
+	}
+	c, err := s.lookup(req.ID)
+	if err != nil {
+		return err
+	}
+	err = c.signal(req.Signal)
+	if !req.All || c.is() == starting {
+		return err
+	}
+	files := c.rec.Request.CgroupProcs
+	if req.Signal == unix.SIGKILL {
+		ctx, cancel := context.WithTimeout(ctx, killTimeout)
+		defer cancel()
+		if err := killCgroup(ctx, files); err != nil {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+		return err
+	}
+	for _, pid := range cgroupPIDs(head(files, 1)) {
+		if pid != c.rec.PID {
+			_ = unix.Kill(pid, req.Signal)
+		}
+	}
+	return err
+}
+
+// signal sends sig to the first process.
+func (c *container) signal(sig syscall.Signal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == starting {
+		return fmt.Errorf("container %s is not started: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	err := error(unix.ESRCH)
+	if c.pidfd >= 0 {
+		err = unix.PidfdSendSignal(c.pidfd, sig, nil, 0)
+	}
+	if err == unix.ESRCH {
+		return fmt.Errorf("container %s has ended: %w", c.id, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("sending signal %d to container %s: %w", int(sig), c.id, err)
+	}
+	return nil
+}
+
+func (s *Server) delete(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	c, err := s.lookup(id)
+	if err != nil {
+		return nil // absent is what is wanted
+	}
+	ctx, cancel := context.WithTimeout(ctx, killTimeout+deleteTimeout)
+	defer cancel()
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	switch c.is() {
+	case gone:
+		return nil
+	case starting:
+		return c.undo()
+	}
+	return c.destroy(ctx)
+}
+
+// destroy kills and removes a container that runs or has ended. Its lock is
+// held. On an error it stays, and destroy may be called again.
+func (c *container) destroy(ctx context.Context) error {
+	if c.is() == running {
+		_ = c.signal(unix.SIGKILL) // an error: it has ended just now
+		if err := c.awaitExit(ctx); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-c.dying:
+	default:
+		close(c.dying)
+	}
+	kctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
+	if err := killCgroup(kctx, c.rec.Request.CgroupProcs); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	if err := c.deleteFromRuntime(ctx); err != nil {
+		return err
+	}
+	c.execs.Wait() // they kill what they have started, which is bounded
+	return c.clear()
+}
+
+func (c *container) awaitExit(ctx context.Context) error {
+	frozen := time.NewTimer(300 * time.Millisecond)
+	defer frozen.Stop()
+	stuck := time.NewTimer(killTimeout)
+	defer stuck.Stop()
+	for {
+		select {
+		case <-c.done:
+			return nil
+		case <-frozen.C:
+			thaw(c.rec.Request.CgroupProcs)
+		case <-stuck.C:
+			return fmt.Errorf("container %s: process %d does not end on SIGKILL: %w", c.id, c.rec.PID, errdefs.ErrUnavailable)
+		case <-ctx.Done():
+			return fmt.Errorf("container %s: waiting for process %d to end: %w", c.id, c.rec.PID, context.Cause(ctx))
+		}
+	}
+}
+
+var errForce = errors.New("not known to have ended")
+
+// deleteFromRuntime has the OCI runtime delete the container, once. op is held.
+func (c *container) deleteFromRuntime(ctx context.Context) error {
+	if c.runtimeGone || c.rec.Version == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
+	// runc's --force sends SIGKILL and sleeps for 100 ms, be there a process or
+	// not; so it is for those of which that is not known.
+	err := errForce
+	if c.is() == exited && len(c.rec.Request.CgroupProcs) > 0 && killCgroup(ctx, c.rec.Request.CgroupProcs) == nil {
+		err = c.srv.runner.Run(ctx, c.command("delete", c.id))
+	}
+	if err != nil {
+		err = c.srv.runner.Run(ctx, c.command("delete", "--force", c.id))
+	}
+	if err != nil {
+		// A runtime that is not there cannot have made anything.
+		if _, serr := os.Stat(c.rec.Request.Runtime.Path); serr == nil || exists(filepath.Join(c.rec.Request.Runtime.Root, c.id)) {
+			return fmt.Errorf("container %s: %w", c.id, err)
+		}
+	}
+	removeCgroups(c.rec.Request.CgroupProcs)
+	c.runtimeGone = true
+	return nil
+}
+
+// clear closes and removes what is left of the container here. op is held.
+func (c *container) clear() error {
+	c.drain(drainQuiet)
+	c.mu.Lock()
+	copiers, file, stdin, pidfd := c.copiers, c.file, c.stdin, c.pidfd
+	c.copiers, c.file, c.stdin, c.pidfd = nil, nil, nil, -1
+	c.mu.Unlock()
+	for _, copier := range copiers {
+		copier.Stop()
+	}
+	if stdin != nil {
+		_ = stdin.Close()
+	}
+	if file != nil {
+		file.Close()
+	}
+	if pidfd >= 0 {
+		_ = unix.Close(pidfd)
+	}
+	// The record first: a directory without one is removed at the next start.
+	_ = os.Remove(filepath.Join(c.dir, recordFile))
+	if err := os.RemoveAll(c.dir); err != nil {
+		return fmt.Errorf("container %s: removing its files: %w", c.id, err)
+	}
+	c.forget()
+	return nil
+}

@@ -1,0 +1,222 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// procStat is what is used of /proc/<pid>/stat (proc_pid_stat(5)).
+type procStat struct {
+	state     byte
+	ppid      int
+	session   int
+	startTime uint64
+	exitCode  int // a wait status; of a zombie
+}
+
+func readStat(pid int) (procStat, error) {
+	data, err := readBounded(fmt.Sprintf("/proc/%d/stat", pid), 8<<10)
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(data)
+}
+
+// parseStat skips the command's name, which may contain anything, by its last parenthesis.
+func parseStat(data []byte) (s procStat, err error) {
+	i := bytes.LastIndexByte(data, ')')
+	if i < 0 {
+		return s, errors.New("malformed /proc/<pid>/stat: no command")
+	}
+	f := strings.Fields(string(data[i+1:]))
+	const first = 3 // the number of f[0] in the manual page
+	if len(f) <= 52-first || len(f[0]) != 1 {
+		return s, fmt.Errorf("malformed /proc/<pid>/stat: %d fields", len(f))
+	}
+	s.state = f[0][0]
+	var errs [4]error
+	s.ppid, errs[0] = strconv.Atoi(f[4-first])
+	s.session, errs[1] = strconv.Atoi(f[6-first])
+	s.startTime, errs[2] = strconv.ParseUint(f[22-first], 10, 64)
+	s.exitCode, errs[3] = strconv.Atoi(f[52-first])
+	return s, errors.Join(errs[:]...)
+}
+
+// cgroupPIDs returns the processes of a container's cgroups.
+func cgroupPIDs(files []string) []int {
+	var pids []int
+	for _, file := range files {
+		data, err := readBounded(file, 4<<20)
+		if err != nil { // removed
+			continue
+		}
+		for line := range bytes.Lines(data) {
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(line))); err == nil && pid > 1 {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// killCgroup kills all processes of a container's cgroups and returns when
+// none is left, or with an error when ctx ends.
+func killCgroup(ctx context.Context, files []string) error {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		pids := cgroupPIDs(files)
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, file := range files {
+			dir := filepath.Dir(file)
+			// cgroup v2 kills its descendants' processes as well; v1 processes
+			// that are frozen take no signal before they are thawed.
+			_ = writeExisting(filepath.Join(dir, "cgroup.kill"), "1")
+			_ = writeExisting(filepath.Join(dir, "freezer.state"), "THAWED")
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("processes %v do not end on SIGKILL: %w", head(pids, 10), context.Cause(ctx))
+		case <-time.After(pause):
+		}
+	}
+}
+
+// thaw lets frozen processes run, so that they can take a signal.
+func thaw(files []string) {
+	for _, file := range files {
+		_ = writeExisting(filepath.Join(filepath.Dir(file), "freezer.state"), "THAWED")
+		_ = writeExisting(filepath.Join(filepath.Dir(file), "cgroup.freeze"), "0")
+	}
+}
+
+func writeExisting(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
+// removeCgroups removes a container's cgroups, which are empty. The runtime's
+// own delete has usually done so.
+func removeCgroups(files []string) {
+	for _, file := range files {
+		removeCgroup(filepath.Dir(file), 16)
+	}
+}
+
+func removeCgroup(dir string, depth int) {
+	if err := unix.Rmdir(dir); err == nil || errors.Is(err, fs.ErrNotExist) || depth == 0 {
+		return
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			removeCgroup(filepath.Join(dir, e.Name()), depth-1)
+		}
+	}
+	_ = unix.Rmdir(dir)
+}
+
+// killSession kills every process of the session that pid leads or led, and
+// what those have started, until none is left or ctx ends. It looks among the
+// processes of the container's cgroups, or of the node when it has none.
+func killSession(ctx context.Context, leader int, files []string) {
+	for {
+		pids := cgroupPIDs(files)
+		if len(files) == 0 {
+			pids = allPIDs()
+		}
+		stats := make(map[int]procStat, len(pids))
+		for _, pid := range pids {
+			if s, err := readStat(pid); err == nil && s.state != 'Z' {
+				stats[pid] = s
+			}
+		}
+		killed := false
+		for pid, s := range stats {
+			if s.session == leader || startedBy(stats, pid, leader) {
+				killed = true
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		if !killed {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// startedBy reports whether an ancestor of pid is in the leader's session.
+func startedBy(stats map[int]procStat, pid, leader int) bool {
+	for range len(stats) {
+		s, ok := stats[pid]
+		if !ok {
+			return false
+		}
+		if s.session == leader {
+			return true
+		}
+		pid = s.ppid
+	}
+	return false
+}
+
+func allPIDs() []int {
+	d, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil && pid > 1 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func head[T any](s []T, n int) []T { return s[:min(n, len(s))] }
+
+// oomKills reads the line "oom_kill N" of memory.oom_control (cgroup v1) or
+// memory.events (v2); 0 when there is no such file.
+func oomKills(file string) uint64 {
+	if file == "" {
+		return 0
+	}
+	data, err := readBounded(file, 64<<10)
+	if err != nil {
+		return 0
+	}
+	for line := range bytes.Lines(data) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "oom_kill "); ok {
+			n, _ := strconv.ParseUint(value, 10, 64)
+			return n
+		}
+	}
+	return 0
+}

@@ -1,0 +1,74 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
+)
+
+func TestReadStat(t *testing.T) {
+	s, err := readStat(os.Getpid())
+	if err != nil || s.ppid != os.Getppid() || s.startTime == 0 || s.state == 0 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	// 0 where the session's leader is outside of this PID namespace, as it is on some CI machines.
+	if sid, err := unix.Getsid(0); err != nil || s.session != sid {
+		t.Errorf("session %d, getsid: %d, %v", s.session, sid, err)
+	}
+}
+
+func FuzzParseStat(f *testing.F) {
+	data, _ := os.ReadFile("/proc/self/stat")
+	f.Add(data)
+	f.Add([]byte("1 (a) b) c) S 1"))
+	f.Fuzz(func(t *testing.T, data []byte) { _, _ = parseStat(data) })
+}
+
+func TestOOMKills(t *testing.T) {
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		text string
+		want uint64
+	}{
+		{"oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", 3}, // v1
+		{"low 0\nhigh 0\nmax 9\noom 4\noom_kill 2\noom_group_kill 0\n", 2},
+		{"", 0}, {"oom_kill x\n", 0},
+	} {
+		path := filepath.Join(dir, "f")
+		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := oomKills(path); got != tt.want {
+			t.Errorf("%q: %d", tt.text, got)
+		}
+	}
+	if oomKills("") != 0 || oomKills(filepath.Join(dir, "none")) != 0 {
+		t.Error("no file is not 0")
+	}
+}
+
+func TestCheckID(t *testing.T) {
+	for id, ok := range map[string]bool{"a": true, "A-b_c.9": true, "": false, ".": false, "..": false, ".a": false, "a/b": false, "a\n": false, string(make([]byte, 129)): false} {
+		if (checkID(id) == nil) != ok {
+			t.Errorf("%q", id)
+		}
+	}
+}
+
+func FuzzRunRequest(f *testing.F) {
+	f.Add([]byte(`{"id":"x","runtime":{"path":"/bin/runc","root":"/r"},"bundle":"/b","logDir":"/l","logPath":"0.log","cgroupProcs":["/c/cgroup.procs"]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r supervisor.RunRequest
+		if wire.Unmarshal(data, &r) != nil || checkRun(&r) != nil {
+			return
+		}
+		if filepath.Base(r.ID) != r.ID || r.ID == ".." {
+			t.Fatalf("id %q leaves its directory", r.ID)
+		}
+	})
+}

@@ -1,0 +1,128 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+)
+
+const (
+	recordVersion = 1
+	recordFile    = "container.json"
+	exitFile      = "exit.json"
+	maxRecord     = 1 << 20
+)
+
+// record is container.json: written before the runtime is started, PID being
+// 0, and again when the process is known.
+type record struct {
+	Version   int                   `json:"version"`
+	BootID    string                `json:"bootID"`
+	Request   supervisor.RunRequest `json:"request"`
+	PID       int                   `json:"pid"`
+	StartTime uint64                `json:"startTime"` // of PID, in ticks since boot; tells it from a later one of that number
+	OOMKills  uint64                `json:"oomKills"`  // in the cgroup before the start
+}
+
+// writeFile replaces dir/name in one step. It is not synced: what is here is
+// worth nothing once the machine has gone down.
+func writeFile(dir, name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", name, err)
+	}
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}
+
+// readFile reads what writeFile wrote.
+func readFile(dir, name string, v any) error {
+	path := filepath.Join(dir, name)
+	data, err := readBounded(path, maxRecord)
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("decoding %s: %w", path, err)
+	}
+	return nil
+}
+
+// readBounded reads a regular file, or one of the kernel's, of up to limit bytes.
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("reading %s: longer than %d bytes", path, limit)
+	}
+	return data, nil
+}
+
+// exists reports whether path is there, links not followed.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+func bootID() (string, error) {
+	data, err := readBounded("/proc/sys/kernel/random/boot_id", 100)
+	return strings.TrimSpace(string(data)), err
+}
+
+var idPattern = regexp.MustCompile(`^[a-zA-Z0-9_-][a-zA-Z0-9_.-]{0,127}$`)
+
+func checkID(id string) error {
+	if !idPattern.MatchString(id) {
+		return fmt.Errorf("container id %q: want up to 128 letters, digits, '_', '-' and, not first, '.': %w", id, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func checkRun(r *supervisor.RunRequest) error {
+	if err := checkID(r.ID); err != nil {
+		return err
+	}
+	for _, p := range []struct{ name, value string }{
+		{"runtime path", r.Runtime.Path}, {"runtime root", r.Runtime.Root}, {"bundle", r.Bundle},
+	} {
+		if !filepath.IsAbs(p.value) {
+			return fmt.Errorf("container %s: %s %q is not an absolute path: %w", r.ID, p.name, p.value, errdefs.ErrInvalidArgument)
+		}
+	}
+	if r.LogPath != "" && !filepath.IsAbs(r.LogDir) {
+		return fmt.Errorf("container %s: log directory %q is not an absolute path: %w", r.ID, r.LogDir, errdefs.ErrInvalidArgument)
+	}
+	for _, p := range r.CgroupProcs {
+		if !filepath.IsAbs(p) || filepath.Base(p) != "cgroup.procs" {
+			return fmt.Errorf("container %s: %q is not the path of a cgroup.procs: %w", r.ID, p, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
+)
+
+// stdio is both sides of a container's standard streams while it is started.
+// The container gets its FIFOs read-write: so it holds a reader itself, and
+// neither blocks nor gets SIGPIPE when this process dies.
+type stdio struct {
+	stdin, stdout, stderr *os.File // the container's side; nil: /dev/null
+	in, out, err          *os.File // ours
+	console               *consoleSocket
+}
+
+// makeStdio makes what the request asks for in dir.
+func (c *container) makeStdio() (_ *stdio, err error) {
+	s := &stdio{}
+	defer func() {
+		if err != nil {
+			s.closeAll()
+		}
+	}()
+	if c.rec.Request.Terminal {
+		s.console, err = listenConsole(c.dir)
+		return s, err
+	}
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		if name == "stdin" && !c.rec.Request.Stdin {
+			continue
+		}
+		path := filepath.Join(c.dir, name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			return nil, fmt.Errorf("making %s: %w", path, err)
+		}
+		// Read-write first: it never blocks, and lets the second open be of one side only.
+		f, err := openFIFO(path, unix.O_RDWR, false)
+		if err != nil {
+			return nil, err
+		}
+		switch name {
+		case "stdin":
+			// Not read-write: the container must see the end when it comes.
+			s.in, err = openFIFO(path, unix.O_WRONLY, true)
+			if err == nil {
+				s.stdin, err = openFIFO(path, unix.O_RDONLY, false)
+			}
+			_ = f.Close()
+		case "stdout":
+			s.stdout = f
+			s.out, err = openFIFO(path, unix.O_RDONLY, true)
+		case "stderr":
+			s.stderr = f
+			s.err, err = openFIFO(path, unix.O_RDONLY, true)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func openFIFO(path string, flags int, nonblock bool) (*os.File, error) {
+	if nonblock {
+		flags |= unix.O_NONBLOCK
+	}
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("opening %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil // puts a non-blocking one under the poller
+}
+
+// closeTheirs closes the container's side.
+func (s *stdio) closeTheirs() {
+	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	s.stdin, s.stdout, s.stderr = nil, nil, nil
+	if s.console != nil {
+		s.console.close()
+		s.console = nil
+	}
+}
+
+func (s *stdio) closeAll() {
+	s.closeTheirs()
+	for _, f := range []*os.File{s.in, s.out, s.err} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// consoleSocket receives the master of a pseudo-terminal from an OCI runtime.
+type consoleSocket struct {
+	dir  *os.File
+	name string
+	l    *net.UnixListener
+}
+
+// listenConsole listens in dir, through a descriptor of it: its path may be
+// longer than a socket's may be.
+func listenConsole(dir string) (*consoleSocket, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("making a console socket: %w", err)
+	}
+	s := &consoleSocket{dir: d, name: fmt.Sprintf("console-%d", time.Now().UnixNano())}
+	s.l, err = net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: s.path()})
+	if err != nil {
+		_ = d.Close()
+		return nil, fmt.Errorf("making a console socket: %w", err)
+	}
+	s.l.SetUnlinkOnClose(false)
+	return s, nil
+}
+
+// path is one that the runtime, another process, can use too.
+func (s *consoleSocket) path() string {
+	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), s.dir.Fd(), s.name)
+}
+
+// receive returns the terminal that a runtime, which has ended, has sent.
+func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
+	deadline := time.Now().Add(5 * time.Second)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	_ = s.l.SetDeadline(deadline)
+	conn, err := s.l.AcceptUnix()
+	if err != nil {
+		return nil, fmt.Errorf("receiving the terminal from the OCI runtime: %w", err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(deadline)
+	f, err := wire.ReceiveFile(conn)
+	if err != nil {
+		return nil, fmt.Errorf("receiving the terminal from the OCI runtime: %w", err)
+	}
+	defer f.Close()
+	// A duplicate under a new os.File, which then goes under the poller.
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+		return nil, cerr
+	}
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("taking the terminal: %w", err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "terminal"), nil
+}
+
+func (s *consoleSocket) close() {
+	_ = s.l.Close()
+	_ = unix.Unlinkat(int(s.dir.Fd()), s.name, 0)
+	_ = s.dir.Close()
+}

@@ -1,0 +1,230 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
+)
+
+const (
+	socketName   = "supervisor.sock"
+	startTimeout = 10 * time.Second
+	helloTimeout = 5 * time.Second
+	// dialTries bounds how often a call starts the supervisor anew: it may end
+	// by itself, being idle, just as the call arrives.
+	dialTries = 5
+)
+
+// dial connects to the supervisor, starting it when none answers, and reads its hello.
+func (c *Client) dial(ctx context.Context) (wire.Conn, error) {
+	var err error
+	for range dialTries {
+		var conn wire.Conn
+		if conn, err = c.dialOnce(ctx); err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return wire.Conn{}, context.Cause(ctx)
+		}
+		if !errors.Is(err, errGone) {
+			return wire.Conn{}, err
+		}
+		if err := c.start(ctx); err != nil {
+			return wire.Conn{}, err
+		}
+	}
+	return wire.Conn{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+}
+
+var (
+	// errGone says that no supervisor serves the socket.
+	errGone         = errors.New("no supervisor answers")
+	errClientClosed = fmt.Errorf("supervisor client is closed: %w", errdefs.ErrUnavailable)
+)
+
+func (c *Client) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+func (c *Client) dialOnce(ctx context.Context) (wire.Conn, error) {
+	if c.isClosed() {
+		return wire.Conn{}, errClientClosed
+	}
+	uc, err := dialUnix(ctx, c.cfg.Dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) {
+			return wire.Conn{}, fmt.Errorf("%w: %w", errGone, err)
+		}
+		return wire.Conn{}, err
+	}
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		_ = uc.Close()
+		return wire.Conn{}, errClientClosed
+	}
+	c.conns[uc] = struct{}{}
+	c.mu.Unlock()
+
+	conn := wire.Conn{UnixConn: uc}
+	stop := context.AfterFunc(ctx, func() { _ = uc.Close() })
+	defer stop()
+	var hello wire.Hello
+	_ = uc.SetReadDeadline(time.Now().Add(helloTimeout))
+	got, err := conn.Receive(&hello)
+	closeAll(got)
+	_ = uc.SetReadDeadline(time.Time{})
+	switch {
+	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
+		err = fmt.Errorf("%w: it ended just now", errGone)
+	case err != nil:
+		err = fmt.Errorf("reading the supervisor's hello: %w", err)
+	case hello.MinVersion > wire.Version || hello.Version < wire.MinVersion:
+		err = fmt.Errorf("supervisor (process %d) speaks protocol %d to %d, this daemon %d to %d: %w",
+			hello.PID, hello.MinVersion, hello.Version, wire.MinVersion, wire.Version, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		c.forget(conn)
+		return wire.Conn{}, err
+	}
+	return conn, nil
+}
+
+// dialUnix connects to the socket in dir. It goes through a descriptor of the
+// directory, as a socket's path is limited to 107 bytes (unix(7)).
+func dialUnix(ctx context.Context, dir string) (*net.UnixConn, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName))
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
+
+// start starts the supervisor, unless another client is just doing so.
+func (c *Client) start(ctx context.Context) error {
+	if err := prepareDir(c.cfg.Dir); err != nil { // /run may have been swept
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(c.cfg.Dir, "start.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("starting the supervisor: %w", err)
+	}
+	defer lock.Close() // unlocks
+	if err := flock(ctx, lock); err != nil {
+		return fmt.Errorf("starting the supervisor: %w", err)
+	}
+	if conn, err := dialUnix(ctx, c.cfg.Dir); err == nil {
+		return conn.Close() // another client was faster
+	}
+	if err := c.spawn(ctx); err != nil {
+		return fmt.Errorf("starting the supervisor %s: %w", c.cfg.Binary, err)
+	}
+	return nil
+}
+
+func flock(ctx context.Context, f *os.File) error {
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("locking %s: %w", f.Name(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// spawn starts the binary and waits until it has said, through a pipe, that it
+// serves. The goroutine that then waits for the process ends with it, not with
+// the client: nobody else would take the process' exit.
+func (c *Client) spawn(ctx context.Context) error {
+	ready, theirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	defer theirs.Close()
+	cmd := exec.Command(c.cfg.Binary, "--dir", c.cfg.Dir, "--ready-fd", "3")
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if c.cfg.LogFile != "" {
+		log, err := os.OpenFile(c.cfg.LogFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		if err != nil {
+			return err
+		}
+		defer log.Close()
+		cmd.Stderr = log
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }()
+	_ = theirs.Close()
+
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Now()) })()
+	said, err := io.ReadAll(io.LimitReader(ready, wire.MaxErrorText))
+	switch {
+	case err != nil && ctx.Err() != nil:
+		_ = cmd.Process.Kill()
+		return fmt.Errorf("it did not get ready: %w", context.Cause(ctx))
+	case err != nil:
+		return err
+	case string(said) != "ready\n":
+		text := strings.TrimSpace(string(said))
+		if text == "" {
+			text = "it ended at once"
+		}
+		return fmt.Errorf("%s (see %s)", text, c.cfg.LogFile)
+	}
+	return nil
+}
+
+func prepareDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("making the supervisor's directory: %w", err)
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("checking the supervisor's directory: %w", err)
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || !ok || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("supervisor directory %s is not a directory of user %d: remove it: %w", dir, os.Geteuid(), errdefs.ErrFailedPrecondition)
+	}
+	if info.Mode().Perm() != 0o700 {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("protecting the supervisor's directory: %w", err)
+		}
+	}
+	return nil
+}

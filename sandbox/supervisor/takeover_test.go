@@ -1,0 +1,287 @@
+package supervisor_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// The daemon goes, the container ends meanwhile, the daemon comes back.
+func TestDaemonGoneAndBack(t *testing.T) {
+	w := newWorld(t)
+	req := w.container("sh", "-c", "usleep 100000; echo done; exit 42")
+	before := time.Now()
+	w.run(req)
+	w.must(w.client.Close())
+	if _, err := w.client.List(w.ctx()); err == nil {
+		t.Error("a closed client still works")
+	}
+	w.eventually("the exit is on disk", func() bool {
+		_, err := os.Stat(filepath.Join(w.dir, "supervisor/containers", req.ID, "exit.json"))
+		return err == nil
+	})
+	after := time.Now()
+	w.connect()
+	for range 2 { // replayed to everyone who asks
+		ctx, cancel := context.WithCancel(w.ctx())
+		err := w.client.Watch(ctx, func(e supervisor.Exit) {
+			if e.ID != req.ID || e.Code != 42 || e.At.Before(before) || e.At.After(after) || e.Reason != "" {
+				t.Errorf("exit %+v", e)
+			}
+			cancel()
+		})
+		cancel()
+		if err == nil {
+			t.Error("Watch returned without an error")
+		}
+	}
+	if got := texts(w.logged(req), "stdout"); !slices.Equal(got, []string{"done"}) {
+		t.Errorf("log %q", got)
+	}
+}
+
+// killSupervisor kills the supervisor by SIGKILL; the next call starts another.
+func (w *world) killSupervisor() {
+	w.Helper()
+	pid := w.supervisorPID()
+	if pid == 0 {
+		w.Fatal("no supervisor runs")
+	}
+	w.must(unix.Kill(pid, unix.SIGKILL))
+	w.eventually("it is dead", func() bool { s := state(pid); return s == 'X' || s == 'Z' })
+	if _, err := w.client.List(w.ctx()); err != nil { // by a new one
+		w.Fatal(err)
+	}
+}
+
+// A supervisor killed again and again while a container writes as fast as it
+// can: each line is in the log once, in order, whole.
+func TestTakeoverLosesNoLine(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	const total = 600000
+	// It lives on at the end: a pipe that nobody has open any more is gone.
+	req := w.container("sh", "-c", `trap 'exit 6' TERM
+		count() { i=0; while [ $i -lt 40 ]; do seq $((i*15000+1)) $((i*15000+15000)); usleep 10000; i=$((i+1)); done; }
+		count & count >&2 & wait; while :; do usleep 10000; done`)
+	w.run(req)
+	written := func() int {
+		data, err := os.ReadFile(filepath.Join(req.LogDir, req.LogPath))
+		w.must(err)
+		return bytes.Count(data, []byte{'\n'})
+	}
+	kills := 0
+	for end := time.Now().Add(8 * time.Second); time.Now().Before(end) && written() < 2*total; kills++ {
+		time.Sleep(time.Duration(kills%5) * time.Millisecond)
+		w.killSupervisor()
+	}
+	w.eventually("all is written", func() bool { return written() >= 2*total })
+	w.must(w.client.Kill(w.ctx(), req.ID, unix.SIGTERM, false))
+	if e := w.exit(req.ID); e.Code != 6 || e.Reason != "" {
+		t.Errorf("exit %+v", e)
+	}
+	t.Logf("killed %d times", kills)
+	got := w.logged(req)
+	for _, stream := range []string{"stdout", "stderr"} {
+		checkSeq(t, stream, texts(got, stream), total)
+	}
+}
+
+func checkSeq(t *testing.T, stream string, got []string, total int) {
+	t.Helper()
+	if len(got) != total {
+		t.Errorf("%s: %d lines, want %d", stream, len(got), total)
+	}
+	for i, s := range got {
+		if s != strconv.Itoa(i+1) {
+			t.Errorf("%s: line %d is %q", stream, i+1, s)
+			return
+		}
+	}
+}
+
+func TestTakeoverKeepsExitCodes(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	var reqs []supervisor.RunRequest
+	for i := range 4 {
+		req := w.container("sh", "-c", fmt.Sprintf("trap 'echo bye; exit %d' TERM; echo hello; while :; do usleep 20000; done", 10+i))
+		reqs = append(reqs, req)
+		w.run(req)
+		w.eventually("it is up", func() bool { return len(w.logged(req)) > 0 })
+	}
+	w.killSupervisor()
+	states, err := w.client.List(w.ctx())
+	w.must(err)
+	if len(states) != len(reqs) {
+		t.Errorf("taken over: %+v", states)
+	}
+	for i, req := range reqs {
+		if out, code, err := w.exec(w.ctx(), req.ID, "sh", "-c", "echo in; exit 3"); err != nil || code != 3 || out != "in\n" {
+			t.Errorf("exec after it: %q, %d, %v", out, code, err)
+		}
+		w.must(w.client.Kill(w.ctx(), req.ID, unix.SIGTERM, false))
+		if e := w.exit(req.ID); e.Code != 10+i || e.Reason != "" {
+			t.Errorf("exit %+v, want %d", e, 10+i)
+		}
+		if got := texts(w.logged(req), "stdout"); !slices.Equal(got, []string{"hello", "bye"}) {
+			t.Errorf("log %q", got)
+		}
+	}
+}
+
+// Ended while nobody watched: the code cannot be known, and that is said.
+func TestExitWithoutSupervisor(t *testing.T) {
+	w := newWorld(t)
+	req := w.container("sleep", "1000")
+	pid := w.run(req)
+	w.must(unix.Kill(w.supervisorPID(), unix.SIGKILL))
+	w.must(unix.Kill(pid, unix.SIGKILL))
+	w.eventually("it is dead", func() bool { return state(pid) == 'X' })
+	w.watch()
+	if e := w.exit(req.ID); e.Code != 255 || e.Reason == "" || e.PID != pid {
+		t.Errorf("exit %+v", e)
+	}
+}
+
+// A Run, or an exec, that the supervisor's death cuts short leaves nothing.
+func TestKilledInTheMiddle(t *testing.T) {
+	w := newWorld(t)
+	keep := w.container("sleep", "1000")
+	w.run(keep)
+	for i := range 8 {
+		req := w.container("sleep", "1000")
+		done := make(chan error, 2)
+		go func() {
+			_, err := w.client.Run(w.ctx(), req)
+			done <- err
+		}()
+		ctx, cancel := context.WithCancel(w.ctx())
+		go func() {
+			_, _, err := w.exec(ctx, keep.ID, "sleep", "3000")
+			done <- err
+		}()
+		time.Sleep(time.Duration(5*i) * time.Millisecond)
+		w.killSupervisor()
+		cancel() // it may have come too late for the first, and be served by the second
+		<-done
+		<-done
+		w.delete(req.ID) // what a client does that does not know
+	}
+	w.eventually("only the first is left", func() bool {
+		states, err := w.client.List(w.ctx())
+		w.must(err)
+		return len(states) == 1 && len(list(filepath.Join(w.dir, "supervisor/containers"))) == 1
+	})
+	w.eventually("no exec'd process is left", func() bool {
+		for _, pid := range w.processes() {
+			if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); bytes.Contains(cmdline, []byte("3000")) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func TestDamagedRecordIsSetAside(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	good := w.container("sleep", "1000")
+	w.run(good)
+	bad := filepath.Join(w.dir, "supervisor/containers/bad")
+	w.must(os.Mkdir(bad, 0o700))
+	w.must(os.WriteFile(filepath.Join(bad, "container.json"), []byte("{"), 0o600))
+	w.must(os.Mkdir(filepath.Join(w.dir, "supervisor/containers/half"), 0o700))
+	w.must(os.WriteFile(filepath.Join(w.dir, "supervisor/staging/99"), []byte("x"), 0o600))
+	w.killSupervisor()
+	if got := list(filepath.Join(w.dir, "supervisor/containers")); !slices.Equal(got, []string{good.ID}) {
+		t.Errorf("containers: %v", got)
+	}
+	if got := list(filepath.Join(w.dir, "supervisor/quarantine")); len(got) != 1 || !strings.HasPrefix(got[0], "bad.") {
+		t.Errorf("quarantine: %v", got)
+	}
+	w.must(os.RemoveAll(filepath.Join(w.dir, "supervisor/quarantine")))
+}
+
+func TestReopenLogUnderLoad(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	const total = 400000
+	req := w.container("seq", "1", itoa(total))
+	w.run(req)
+	path := filepath.Join(req.LogDir, req.LogPath)
+	var rotated []string
+	for {
+		w.mu.Lock()
+		_, ended := w.exits[req.ID]
+		w.mu.Unlock()
+		if ended {
+			break
+		}
+		old := fmt.Sprintf("%s.%d", path, len(rotated))
+		w.must(os.Rename(path, old))
+		w.must(w.client.ReopenLog(w.ctx(), req.ID))
+		rotated = append(rotated, old)
+		time.Sleep(2 * time.Millisecond)
+	}
+	var all []byte
+	for _, f := range append(rotated, path) {
+		data, err := os.ReadFile(f)
+		w.must(err)
+		all = append(all, data...)
+	}
+	t.Logf("%d rotations", len(rotated))
+	checkSeq(t, "stdout", texts(w.parse(all), "stdout"), total)
+
+	// A link in the way: an error, and nothing is made where it points.
+	w.must(os.Rename(path, path+".last"))
+	w.must(os.Symlink(filepath.Join(w.dir, "elsewhere"), path))
+	if err := w.client.ReopenLog(w.ctx(), req.ID); err == nil {
+		t.Error("a symbolic link was followed")
+	}
+	if _, err := os.Lstat(filepath.Join(w.dir, "elsewhere")); err == nil {
+		t.Error("a file was made through a symbolic link")
+	}
+}
+
+// Children outside the PID namespace's reach hold the output open after the end.
+func TestBackgroundChildHoldsOutput(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	req := w.bundle(func(s *specs.Spec) {
+		s.Linux.Namespaces = s.Linux.Namespaces[1:]
+		s.Process.Args = []string{"sh", "-c", "sleep 1000 & echo x; exit 2"}
+	})
+	w.run(req)
+	if e := w.exit(req.ID); e.Code != 2 {
+		t.Errorf("exit %+v", e)
+	}
+	w.delete(req.ID)
+}
+
+func TestSupervisorEndsWhenIdle(t *testing.T) {
+	w := newWorld(t)
+	req := w.container("true")
+	w.run(req)
+	w.delete(req.ID)
+	pid := w.supervisorPID()
+	w.eventually("it ends by itself", func() bool { return state(pid) == 'X' })
+	w.run(w.container("true")) // by a new one
+	if p := w.supervisorPID(); p == 0 || p == pid {
+		t.Errorf("process %d after %d", p, pid)
+	}
+}

@@ -1,0 +1,14 @@
+// Command bench measures CRI runtimes side by side, through their sockets only.
+//
+//	bench [flags] [-rt NAME=unix://SOCKET,PROC+PROC[,HANDLER]]... TEST...
+//
+// PROC is part of the executable path or command line of the runtime's processes, whose memory is counted. Without
+// -rt it starts a gantry of its own, with its own registry, in namespaces of its own (root). Runtimes take turns
+// within each test, so that a drift of the machine falls on all of them; only ratios within one run are worth quoting.
+//
+//	pod       one pod at a time: each request from RunPodSandbox to RemovePodSandbox
+//	parallel  many pods at once: rates, memory per pod, cost of the lists and figures
+//	exec      ExecSync of true
+//	log       container stdout to the CRI log file
+//	pull      three images: one layer, ten layers, small files
+package main

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/gantry-cri/gantry/test/harness"
+	"github.com/gantry-cri/gantry/test/images"
+)
+
+// options are the command's flags.
+type options struct {
+	runtimes runtimes
+	image    string
+	pulls    string
+	rounds   int
+	atOnce   int
+	pods     int
+	logMiB   int
+	hostNet  bool
+}
+
+func main() {
+	var o options
+	flag.Var(&o.runtimes, "rt", "a runtime: NAME=unix://SOCKET,PROC+PROC[,HANDLER]; may be repeated; without it a gantry is started")
+	flag.StringVar(&o.image, "image", images.Busybox, "image of the containers")
+	flag.StringVar(&o.pulls, "pull", strings.Join(images.Benchmarks(), ","), "images of the pull test")
+	flag.IntVar(&o.rounds, "n", 15, "rounds")
+	flag.IntVar(&o.atOnce, "c", 8, "pods at a time in parallel")
+	flag.IntVar(&o.pods, "pods", 40, "pods in parallel")
+	flag.IntVar(&o.logMiB, "log-mib", 256, "MiB written to stdout in log")
+	flag.BoolVar(&o.hostNet, "hostnet", false, "pods on the host's network")
+	flag.Parse()
+	tests := flag.Args()
+	if len(tests) == 0 {
+		tests = []string{"pod", "parallel", "exec", "log"}
+	}
+	for _, name := range tests {
+		if _, ok := table[name]; !ok {
+			log.Fatalf("no test %q: there are pod, parallel, exec, log, pull", name)
+		}
+	}
+	if len(o.runtimes) == 0 {
+		harness.Isolate()
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, &o, tests); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run(ctx context.Context, o *options, tests []string) (err error) {
+	if len(o.runtimes) == 0 {
+		registry, e := images.Serve(ctx, "127.0.0.1:0", slices.Contains(tests, "pull"))
+		if e != nil {
+			return e
+		}
+		defer func() { err = errors.Join(err, registry.Close()) }()
+		i, e := harness.Start(ctx, harness.Config{Registry: registry, Flags: []string{"--log-level", "0"}})
+		if e != nil {
+			return e
+		}
+		defer func() { err = errors.Join(err, i.Close()) }()
+		o.runtimes = runtimes{{name: "gantry", processes: []string{i.Dir}, cri: i.Runtime, images: i.Image}}
+	}
+	dir, err := os.MkdirTemp("", "gantry-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{options: o, dir: dir}
+	for _, r := range o.runtimes {
+		if err := r.pull(ctx, o.image); err != nil {
+			return fmt.Errorf("%s: %w", r.name, err)
+		}
+	}
+	for _, name := range tests {
+		b.results = map[string]*sample{}
+		for _, r := range o.runtimes {
+			b.results[r.name] = newSample()
+		}
+		if err := table[name].run(b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		b.print(table[name].title(o), table[name].unit)
+	}
+	return nil
+}

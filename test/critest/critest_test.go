@@ -1,0 +1,176 @@
+package critest
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gantry-cri/gantry/test/harness"
+)
+
+const (
+	enough  = 95 // specs that must pass
+	timeout = 15 * time.Minute
+)
+
+//go:embed skips.txt
+var skipList string
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// rule is a line of skips.txt.
+type rule struct {
+	always bool // skip, not may
+	specs  *regexp.Regexp
+	reason string
+}
+
+func parseRules(text string) ([]rule, error) {
+	var rules []rule
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		fields := strings.SplitN(line, " :: ", 3)
+		if len(fields) != 3 {
+			return nil, fmt.Errorf("skips.txt: %q: want ACTION :: REGEXP :: REASON", line)
+		}
+		action := strings.TrimSpace(fields[0])
+		if action != "skip" && action != "may" {
+			return nil, fmt.Errorf("skips.txt: %q: the action is skip or may", line)
+		}
+		specs, err := regexp.Compile(fields[1])
+		if err != nil {
+			return nil, fmt.Errorf("skips.txt: %q: %w", line, err)
+		}
+		rules = append(rules, rule{always: action == "skip", specs: specs, reason: fields[2]})
+	}
+	return rules, nil
+}
+
+// spec is the part of ginkgo's JSON report that is looked at.
+type spec struct {
+	ContainerHierarchyTexts []string
+	LeafNodeType            string
+	LeafNodeText            string
+	State                   string
+	RunTime                 time.Duration
+	Failure                 struct {
+		Message  string
+		Location struct {
+			FileName   string
+			LineNumber int
+		}
+	}
+	CapturedGinkgoWriterOutput string
+}
+
+func (s spec) name() string {
+	return strings.Join(append(s.ContainerHierarchyTexts, s.LeafNodeText), " ")
+}
+
+func TestCRIConformance(t *testing.T) {
+	harness.Require(t)
+	rules, err := parseRules(skipList)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, err := harness.Tool(t.Context(), "critest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := harness.New(t, harness.Config{Registry: harness.Registry(t)})
+	specs := runSuite(t, i, binary, rules)
+
+	passed, failed, skipped := 0, 0, map[string]int{}
+	for _, s := range specs {
+		if s.LeafNodeType != "It" && s.State == "passed" {
+			continue // set-up and tear-down of the suite
+		}
+		switch s.State {
+		case "passed":
+			passed++
+		case "skipped", "pending":
+			r := slices.IndexFunc(rules, func(r rule) bool { return r.specs.MatchString(s.name()) })
+			if r < 0 {
+				t.Errorf("skipped without a line in skips.txt: %s: %s", s.name(), s.Failure.Message)
+				continue
+			}
+			skipped[rules[r].reason]++
+		default:
+			failed++
+			t.Errorf("%s: %s\n%s (%s:%d)\n%s", s.State, s.name(), s.Failure.Message, filepath.Base(s.Failure.Location.FileName),
+				s.Failure.Location.LineNumber, tail(s.CapturedGinkgoWriterOutput, 25))
+		}
+	}
+	total := 0
+	for _, n := range skipped {
+		total += n
+	}
+	t.Logf("critest: %d passed, %d failed, %d skipped", passed, failed, total)
+	for reason, n := range skipped {
+		t.Logf("  %d skipped: %s", n, reason)
+	}
+	if passed < enough {
+		t.Errorf("%d specs passed, want at least %d", passed, enough)
+	}
+}
+
+// runSuite runs critest to its end and returns its specs. Specs that fail are in the report, so the exit code only
+// matters when there is none.
+func runSuite(t *testing.T, i *harness.Instance, binary string, rules []rule) []spec {
+	t.Helper()
+	report, tmp := filepath.Join(i.LogDir, "critest.json"), filepath.Join(i.LogDir, "tmp")
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-runtime-endpoint=unix://" + i.Socket, "-ginkgo.json-report=" + report, "-ginkgo.no-color", "-ginkgo.timeout=" + timeout.String()}
+	if focus := os.Getenv("CRITEST_FOCUS"); focus != "" {
+		args = append(args, "-ginkgo.focus="+focus)
+	}
+	for _, r := range rules {
+		if r.always {
+			args = append(args, "-ginkgo.skip="+r.specs.String())
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), timeout+time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Dir, cmd.Env = tmp, append(os.Environ(), "TMPDIR="+tmp)
+	out, runErr := cmd.CombinedOutput()
+	body, err := os.ReadFile(report)
+	if err != nil {
+		t.Fatalf("critest left no report: %v, %v\n%s", runErr, err, tail(string(out), 60))
+	}
+	var suites []struct{ SpecReports []spec }
+	if err := json.Unmarshal(body, &suites); err != nil || len(suites) != 1 {
+		t.Fatalf("critest's report: %d suites, %v", len(suites), err)
+	}
+	return suites[0].SpecReports
+}
+
+func tail(text string, n int) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+func TestRulesAreRead(t *testing.T) {
+	if _, err := parseRules(skipList); err != nil {
+		t.Error(err)
+	}
+	for _, bad := range []string{"no fields", "never :: x :: y", "skip :: ( :: y"} {
+		if _, err := parseRules(bad); err == nil {
+			t.Errorf("%q is taken", bad)
+		}
+	}
+}

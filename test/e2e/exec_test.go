@@ -1,0 +1,90 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestExecSync(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever, func(c *runtimeapi.ContainerConfig) {
+		c.Envs = []*runtimeapi.KeyValue{{Key: "NAME", Value: []byte("value with spaces")}}
+		c.WorkingDir = "/tmp"
+	})
+	resp, err := c.execSync(10, "sh", "-c", "echo out; echo err >&2; exit 7")
+	if err != nil || resp.GetExitCode() != 7 || string(resp.GetStdout()) != "out\n" || string(resp.GetStderr()) != "err\n" {
+		t.Errorf("got %v, %v", resp, err)
+	}
+	if got := c.exec("sh", "-c", "echo $NAME; pwd"); got != "value with spaces\n/tmp\n" {
+		t.Errorf("environment and working directory: %q", got)
+	}
+	_, err = c.execSync(10, "no-such-program")
+	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
+		t.Errorf("a program that is not there: %v", err)
+	}
+	c.stop(0)
+	_, err = c.execSync(10, "true")
+	wantError(t, err, codes.FailedPrecondition, c.id)
+	_, err = n.Runtime.ExecSync(n.context(), &runtimeapi.ExecSyncRequest{ContainerId: "none", Cmd: []string{"true"}})
+	wantError(t, err, codes.NotFound, "none")
+}
+
+// A timeout, and a caller that goes away, end the command and what it has started, and nothing else.
+func TestExecSyncTimeoutKills(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever)
+	left := func() bool { return strings.TrimSpace(c.exec("sh", "-c", "pidof tail || true")) != "" }
+
+	_, err := c.execSync(1, "sh", "-c", "tail -f /dev/null & tail -f /dev/null")
+	wantError(t, err, codes.DeadlineExceeded)
+	n.eventually("the timed-out command is gone", func() bool { return !left() })
+
+	ctx, cancel := context.WithCancel(n.context())
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"tail", "-f", "/dev/null"}})
+		done <- err
+	}()
+	n.eventually("the command runs", left)
+	cancel()
+	wantError(t, <-done, codes.Canceled)
+	n.eventually("the abandoned command is gone", func() bool { return !left() })
+	if s := c.status(); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %s", s.GetState())
+	}
+}
+
+// A command whose child keeps the output open has ended when it has exited.
+func TestExecSyncDoesNotWaitForBackgroundChildren(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever)
+	ctx, cancel := context.WithTimeout(n.context(), 20*time.Second)
+	defer cancel()
+	resp, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "sleep 1000 & echo done"}})
+	if err != nil || string(resp.GetStdout()) != "done\n" {
+		t.Errorf("got %v, %v", resp, err)
+	}
+}
+
+func TestExecSyncCapsOutput(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever)
+	// The whole answer has to fit into the 16 MiB that the kubelet takes, so a little less is right.
+	const limit, envelope = 16 << 20, 4 << 10
+	resp, err := c.execSync(60, "sh", "-c", "yes | head -c 20000000; echo end >&2")
+	if err != nil || resp.GetExitCode() != 0 {
+		t.Fatalf("exit code %d, %v", resp.GetExitCode(), err)
+	}
+	if got := len(resp.GetStdout()); got > limit || got < limit-envelope {
+		t.Errorf("%d bytes of stdout, want about %d", got, limit)
+	}
+	if !bytes.HasPrefix(resp.GetStdout(), []byte("y\ny\n")) || string(resp.GetStderr()) != "end\n" {
+		t.Errorf("stdout begins %q, stderr %q", resp.GetStdout()[:4], resp.GetStderr())
+	}
+}

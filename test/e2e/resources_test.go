@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// cgroupFile reads a file of the container's cgroup from the host: v1 or v2 name, whichever this machine has.
+func (c *container) cgroupFile(controller, v1, v2 string) string {
+	c.t.Helper()
+	pid := c.hostPID()
+	body, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(body)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		path := filepath.Join("/sys/fs/cgroup", fields[1], fields[2], v1)
+		switch {
+		case fields[1] == "" && fields[0] == "0" && exists("/sys/fs/cgroup/cgroup.controllers"):
+			path = filepath.Join("/sys/fs/cgroup", fields[2], v2)
+		case fields[1] != controller:
+			continue
+		}
+		value, err := os.ReadFile(path)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return strings.TrimSpace(string(value))
+	}
+	c.t.Fatalf("process %s is in no cgroup of %s:\n%s", pid, controller, body)
+	return ""
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// hostPID finds the container's process 1 among the host's processes by its PID namespace.
+func (c *container) hostPID() string {
+	c.t.Helper()
+	want := strings.TrimSpace(c.exec("readlink", "/proc/self/ns/pid"))
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, e := range entries {
+		if ns, err := os.Readlink("/proc/" + e.Name() + "/ns/pid"); err != nil || ns != want {
+			continue
+		}
+		status, err := os.ReadFile("/proc/" + e.Name() + "/status")
+		if err != nil {
+			continue // ended meanwhile
+		}
+		for line := range strings.Lines(string(status)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "NSpid:" && f[len(f)-1] == "1" {
+				return e.Name()
+			}
+		}
+	}
+	c.t.Fatalf("no process 1 in PID namespace %s", want)
+	return ""
+}
+
+func TestResources(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/gantry-e2e/pod-resources" })
+	c := p.run("c", forever, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900}
+	})
+	pid := c.hostPID()
+	if got := strings.TrimSpace(read(t, "/proc/"+pid+"/oom_score_adj")); got != "900" {
+		t.Errorf("oom_score_adj %s, want 900", got)
+	}
+	if got := read(t, "/proc/"+pid+"/cgroup"); !strings.Contains(got, "/gantry-e2e/pod-resources/") {
+		t.Errorf("the container is not below its pod's cgroup:\n%s", got)
+	}
+	check := func(memory string, quota int64) {
+		t.Helper()
+		if got := c.cgroupFile("memory", "memory.limit_in_bytes", "memory.max"); got != memory {
+			t.Errorf("memory limit %s, want %s", got, memory)
+		}
+		if got := c.cgroupFile("cpu", "cpu.cfs_quota_us", "cpu.max"); got != fmt.Sprint(quota) && got != fmt.Sprint(quota, " 100000") {
+			t.Errorf("cpu quota %s, want %d", got, quota)
+		}
+	}
+	check(fmt.Sprint(64<<20), 50000)
+	if got := c.cgroupFile("cpu", "cpu.shares", "cpu.weight"); got != "512" && got != "20" && got != "59" {
+		t.Errorf("cpu shares %s, want 512", got)
+	}
+	_, err := n.Runtime.UpdateContainerResources(n.context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.id,
+		Linux: &runtimeapi.LinuxContainerResources{CpuQuota: 20000, CpuPeriod: 100000, MemoryLimitInBytes: 96 << 20}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(fmt.Sprint(96<<20), 20000)
+	if got := c.status().GetResources().GetLinux(); got.GetMemoryLimitInBytes() != 96<<20 || got.GetCpuShares() != 512 {
+		t.Errorf("resources in the status after an update: %v", got)
+	}
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	body, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+func TestContainerStats(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	c := p.run("c", "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; head -c 3000000 /dev/zero > /filled; "+forever)
+	created := p.create("created", forever)
+	var s *runtimeapi.ContainerStats
+	n.eventually("the figures show the container's work", func() bool {
+		resp, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = resp.GetStats()
+		return s.GetCpu().GetUsageCoreNanoSeconds().GetValue() > 1e6 && s.GetMemory().GetWorkingSetBytes().GetValue() > 0 &&
+			s.GetWritableLayer().GetUsedBytes().GetValue() >= 3000000
+	})
+	if s.GetAttributes().GetId() != c.id || s.GetAttributes().GetMetadata().GetName() != "c" || s.GetAttributes().GetLabels()["container"] != "c" {
+		t.Errorf("attributes: %v", s.GetAttributes())
+	}
+	resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, s := range resp.GetStats() {
+		ids[s.GetAttributes().GetId()] = true
+	}
+	if len(ids) != 2 || !ids[c.id] || !ids[created.id] {
+		t.Errorf("listed %v, want %s and %s", ids, c.id, created.id)
+	}
+	resp, err = n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"container": "created"}}})
+	if err != nil || len(resp.GetStats()) != 1 {
+		t.Errorf("listed by label: %v, %v", resp.GetStats(), err)
+	}
+}
+
+func TestOOMKilled(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", "dd if=/dev/zero of=/dev/null bs=60M", func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 20 << 20, MemorySwapLimitInBytes: 20 << 20}
+	})
+	if s := c.waitExit(); s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" {
+		t.Errorf("code %d, reason %q; want 137, OOMKilled", s.GetExitCode(), s.GetReason())
+	}
+}

@@ -1,0 +1,345 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/images"
+)
+
+const (
+	readyTimeout = 30 * time.Second // a start-up on a loaded two-core machine takes 2 s
+	stopTimeout  = 20 * time.Second
+	settleTime   = 8 * time.Second // for kernel tear-down before an audit fails
+	mostShown    = 40              // leftovers in an audit's error
+)
+
+// Config says what an instance has that others have not. The zero value is a plain instance with runc.
+type Config struct {
+	Flags    []string         // appended to gantry serve's
+	Registry *images.Registry // whose mirrors the instance uses
+	CNIConf  string           // its CNI configuration folder; empty: one without files
+}
+
+// Instance is a running daemon. Its methods are for one goroutine; the clients are for any.
+type Instance struct {
+	Runtime runtimeapi.RuntimeServiceClient
+	Image   runtimeapi.ImageServiceClient
+	Dir     string // temporary folder that holds everything of the instance
+	Socket  string // path of the CRI socket
+	LogDir  string // for the pods' log folders; not audited
+
+	bin    string
+	args   []string
+	conn   *grpc.ClientConn
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when cmd has been waited for
+	before snapshot      // before the first start
+	idle   snapshot      // when first ready
+}
+
+// number tells instances of this process apart in bridges and subnets.
+var number = struct {
+	mu   sync.Mutex
+	next int
+}{}
+
+func nextNumber() int {
+	number.mu.Lock()
+	defer number.mu.Unlock()
+	number.next++
+	return number.next
+}
+
+// Start builds the binaries, starts an instance and waits until it is ready.
+func Start(ctx context.Context, cfg Config) (*Instance, error) {
+	bin, err := binaries(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "gantry-test-")
+	if err != nil {
+		return nil, err
+	}
+	i := &Instance{Dir: dir, Socket: filepath.Join(dir, "run/gantry.sock"), LogDir: filepath.Join(dir, "logs"), bin: bin}
+	if i.before, err = take(dir); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	delete(i.before, "file "+dir)
+	if err := i.setUp(cfg); err != nil {
+		return nil, errors.Join(err, i.Close())
+	}
+	if err := i.StartDaemon(ctx); err != nil {
+		return nil, errors.Join(err, i.Close())
+	}
+	if i.idle, err = take(dir); err != nil {
+		return nil, errors.Join(err, i.Close())
+	}
+	return i, nil
+}
+
+func (i *Instance) setUp(cfg Config) error {
+	runc, err := findRunc()
+	if err != nil {
+		return err
+	}
+	conf, certs := cfg.CNIConf, filepath.Join(i.Dir, "certs.d")
+	if conf == "" {
+		conf = filepath.Join(i.Dir, "net.d")
+	}
+	for _, d := range []string{conf, certs, i.LogDir} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	if cfg.Registry != nil {
+		if err := cfg.Registry.WriteMirrors(certs); err != nil {
+			return err
+		}
+	}
+	config := filepath.Join(i.Dir, "config.toml")
+	if err := os.WriteFile(config, nil, 0o600); err != nil {
+		return err
+	}
+	n := nextNumber()
+	i.args = append([]string{"serve", "--config", config,
+		"--root", filepath.Join(i.Dir, "root"), "--run", filepath.Join(i.Dir, "run"), "--socket", i.Socket,
+		"--cni-conf-dir", conf, "--cni-bin-dir", filepath.Join(i.Dir, "cni-bin"), "--registry-config-dir", certs,
+		"--runtime", "runc=" + runc, "--default-runtime", "runc", "--log-level", "4",
+		"--bridge", fmt.Sprintf("gtest%d", n), "--subnet", fmt.Sprintf("10.213.%d.0/24", n%256)}, cfg.Flags...)
+	i.conn, err = grpc.NewClient("unix://"+i.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))
+	if err != nil {
+		return err
+	}
+	i.Runtime, i.Image = runtimeapi.NewRuntimeServiceClient(i.conn), runtimeapi.NewImageServiceClient(i.conn)
+	return nil
+}
+
+// StartDaemon starts the daemon, first or after Stop or Kill, and waits until it reports both conditions ready.
+func (i *Instance) StartDaemon(ctx context.Context) error {
+	log, err := os.OpenFile(i.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(i.bin, "gantry"), i.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting gantry: %w", err)
+	}
+	i.cmd, i.exited = cmd, make(chan struct{})
+	go func() {
+		defer close(i.exited)
+		_ = cmd.Wait() // its outcome is in cmd.ProcessState
+	}()
+	if err := i.waitReady(ctx); err != nil {
+		return fmt.Errorf("%w; its log ends:\n%s", err, i.LogTail(30))
+	}
+	return nil
+}
+
+func (i *Instance) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	go func() { // a daemon that has ended will not answer
+		select {
+		case <-i.exited:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	last := errors.New("no answer")
+	for {
+		status, err := i.Runtime.Status(ctx, &runtimeapi.StatusRequest{}, grpc.WaitForReady(true))
+		if err == nil {
+			if err = ready(status.GetStatus()); err == nil {
+				return nil
+			}
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-i.exited:
+			return fmt.Errorf("gantry ended before it was ready: %s", i.cmd.ProcessState)
+		case <-ctx.Done():
+			return fmt.Errorf("gantry was not ready in time: %w", last)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+func ready(s *runtimeapi.RuntimeStatus) error {
+	for _, c := range s.GetConditions() {
+		if !c.GetStatus() {
+			return fmt.Errorf("condition %s is false: %s: %s", c.GetType(), c.GetReason(), c.GetMessage())
+		}
+	}
+	return nil
+}
+
+// Stop ends the daemon with SIGTERM, as systemd does, and requires exit status 0. Containers run on.
+func (i *Instance) Stop() error {
+	if err := i.end(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if code := i.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("gantry ended on SIGTERM with %s; its log ends:\n%s", i.cmd.ProcessState, i.LogTail(30))
+	}
+	return nil
+}
+
+// Kill ends the daemon with SIGKILL.
+func (i *Instance) Kill() error { return i.end(syscall.SIGKILL) }
+
+// Restart is Stop and StartDaemon.
+func (i *Instance) Restart(ctx context.Context) error {
+	if err := i.Stop(); err != nil {
+		return err
+	}
+	return i.StartDaemon(ctx)
+}
+
+func (i *Instance) end(sig syscall.Signal) error {
+	if i.cmd == nil {
+		return nil
+	}
+	if err := i.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("sending %s to gantry: %w", sig, err)
+	}
+	select {
+	case <-i.exited:
+		return nil
+	case <-time.After(stopTimeout):
+		_ = i.cmd.Process.Signal(syscall.SIGQUIT) // leaves the goroutines' stacks in the log
+		<-i.exited
+		return fmt.Errorf("gantry did not end in %s of %s; its log ends:\n%s", stopTimeout, sig, i.LogTail(200))
+	}
+}
+
+// Gantry runs bin/gantry with the arguments to its end and returns what it printed. It is killed with ctx.
+func Gantry(ctx context.Context, args ...string) (string, error) {
+	bin, err := binaries(ctx)
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(bin, "gantry"), args...).CombinedOutput()
+	return string(out), err
+}
+
+// PID is the daemon's process id.
+func (i *Instance) PID() int { return i.cmd.Process.Pid }
+
+// SupervisorPIDs are the process ids of the instance's supervisors; there must never be more than one.
+func (i *Instance) SupervisorPIDs() []int {
+	var pids []int
+	for _, p := range descendants(os.Getpid()) {
+		if !p.zombie && strings.Contains(p.command, "gantry-supervisor") && strings.Contains(p.command, i.Dir) {
+			pids = append(pids, p.pid)
+		}
+	}
+	return pids
+}
+
+// Audit lists, as an error, what the instance has beyond what it had when first ready. The bridge and the table
+// with its sets of subnets stay until the daemon ends; the elements of a pod must not.
+func (i *Instance) Audit() error { return i.audit(i.idle, networkOfNode, "with every pod removed") }
+
+var networkOfNode = regexp.MustCompile(`^(link gtest\d+ \(bridge\)|nftables table .*|nftables element \w+ in set (bridges|pods|masq).*)$`)
+
+// audit waits until nothing is beyond base but what allowed matches.
+func (i *Instance) audit(base snapshot, allowed *regexp.Regexp, when string) error {
+	deadline := time.Now().Add(settleTime)
+	for {
+		Reap()
+		now, err := take(i.Dir)
+		if err != nil {
+			return err
+		}
+		for line := range now {
+			if i.isOwnProcess(line) || (allowed != nil && allowed.MatchString(line)) {
+				delete(now, line)
+			}
+		}
+		extra := now.beyond(base)
+		if len(extra) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			shown := extra[:min(len(extra), mostShown)]
+			return fmt.Errorf("%d left behind %s:\n  %s", len(extra), when, strings.Join(shown, "\n  "))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// isOwnProcess tells the daemon (which has another pid after a restart) and one supervisor from leftovers, and so
+// those of other instances.
+func (i *Instance) isOwnProcess(line string) bool {
+	if strings.HasPrefix(line, "process ") && strings.Contains(line, "/gantry-test-") && !strings.Contains(line, i.Dir) {
+		return true // of an instance beside this one
+	}
+	if i.cmd == nil {
+		return false
+	}
+	if strings.HasPrefix(line, fmt.Sprintf("process %d ", i.PID())) {
+		return true
+	}
+	pids := i.SupervisorPIDs()
+	return len(pids) == 1 && strings.HasPrefix(line, fmt.Sprintf("process %d ", pids[0]))
+}
+
+// Close ends the daemon and the supervisor, requires that the machine is as before Start, and removes the folder.
+func (i *Instance) Close() error {
+	var errs []error
+	if i.cmd != nil {
+		select {
+		case <-i.exited:
+		default:
+			errs = append(errs, i.Stop())
+		}
+		i.cmd = nil
+	}
+	if i.conn != nil {
+		errs = append(errs, i.conn.Close())
+	}
+	for _, pid := range i.SupervisorPIDs() {
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("ending supervisor %d: %w", pid, err))
+		}
+	}
+	if err := os.RemoveAll(i.Dir); err != nil {
+		errs = append(errs, fmt.Errorf("removing the instance's folder: %w", err))
+	}
+	errs = append(errs, i.audit(i.before, nil, "after the daemon and the supervisor were ended"))
+	return errors.Join(errs...)
+}
+
+func (i *Instance) logFile() string { return filepath.Join(i.Dir, "gantry.log") }
+
+// LogTail is the last n lines of the daemon's log.
+func (i *Instance) LogTail(n int) string {
+	body, err := os.ReadFile(i.logFile())
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimRight(string(body), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

@@ -1,0 +1,71 @@
+// Command guest is the one static program of the test images that busybox cannot stand in for.
+//
+//	guest web PORT [WORD...]   a web server; WORDs only show in the process' command line
+//	guest get URL              prints a page (busybox's static wget crashes where it cannot load the C library's resolver)
+//	guest euid                 prints its effective user id (installed setuid to test no_new_privs)
+//	guest pause                waits for SIGINT or SIGTERM
+package main
+
+import (
+	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) < 2 {
+		log.Fatal("usage: guest web PORT | get URL | euid | pause")
+	}
+	switch os.Args[1] {
+	case "web":
+		web(os.Args[2])
+	case "get":
+		get(os.Args[2])
+	case "euid":
+		fmt.Printf("Effective uid: %d\n", os.Geteuid())
+	case "pause":
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+		<-stop
+	default:
+		log.Fatalf("unknown command %q", os.Args[1])
+	}
+}
+
+func get(url string) {
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get(url)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(os.Stdout, resp.Body); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// web serves one page on every path, logs to stdout and writes the pid file that critest looks for.
+func web(port string) {
+	log.SetOutput(os.Stdout)
+	if err := os.MkdirAll("/var/run", 0o755); err != nil {
+		log.Fatal(err)
+	}
+	if err := os.WriteFile("/var/run/nginx.pid", fmt.Appendln(nil, os.Getpid()), 0o644); err != nil {
+		log.Fatal(err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		log.Fatal(err)
+	}
+	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		log.Printf("GET %s from %s", r.URL.Path, r.RemoteAddr)
+		fmt.Fprintf(w, "Welcome to %s\n", host)
+	})
+	log.Printf("%s: serving on port %s", os.Args[0], port)
+	log.Fatal(http.ListenAndServe(":"+port, nil))
+}
