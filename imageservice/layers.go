@@ -14,7 +14,6 @@ import (
 
 	"github.com/gantry-cri/gantry/imageservice/internal/layer"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
-	"github.com/gantry-cri/gantry/imageservice/internal/registry"
 )
 
 // layerKey names the directory of a layer that stands for itself.
@@ -57,7 +56,7 @@ type wanted struct {
 
 // obtain returns a stored layer with a reference for the caller, or one that
 // the caller is to complete. Each layer is fetched once, whoever asks.
-func (s *Service) obtain(ctx context.Context, repo *registry.Repository, w wanted) (*storedLayer, *fetched, error) {
+func (s *Service) obtain(ctx context.Context, repo source, w wanted) (*storedLayer, *fetched, error) {
 	flight := layerKey(w.diffID)
 	for {
 		if l := s.hold(chainKey(w.chainID)); l != nil {
@@ -90,7 +89,7 @@ func (s *Service) obtain(ctx context.Context, repo *registry.Repository, w wante
 }
 
 // fetch downloads, verifies and unpacks a layer. On an error nothing is left.
-func (s *Service) fetch(ctx context.Context, repo *registry.Repository, w wanted) (_ *fetched, err error) {
+func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched, err error) {
 	ctx, done, err := s.begin(ctx)
 	if err != nil {
 		return nil, err

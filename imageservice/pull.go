@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -213,9 +214,18 @@ func (s *Service) manifests(ctx context.Context, repo *registry.Repository, ref 
 	}
 }
 
+// source is where an image comes from: a repository or an archive.
+type source interface {
+	// Blob returns a small blob whole and verified.
+	Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
+	// Open returns a reader of a blob, which the caller verifies and closes.
+	// It has a byte or an error within a bounded time.
+	Open(ctx context.Context, desc ocispec.Descriptor) io.ReadCloser
+}
+
 // download fetches the config and all layers. The image it returns holds a
 // reference to each layer; on an error none is held.
-func (s *Service) download(ctx context.Context, repo *registry.Repository, m *manifest.Manifest, content map[digest.Digest][]byte) (_ *image, err error) {
+func (s *Service) download(ctx context.Context, repo source, m *manifest.Manifest, content map[digest.Digest][]byte) (_ *image, err error) {
 	raw, err := repo.Blob(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)

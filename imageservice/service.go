@@ -42,9 +42,44 @@ type Config struct {
 	ProgressTimeout time.Duration
 	// KeepLayerBlobs keeps the compressed blob of every layer beside it.
 	KeepLayerBlobs bool
+	// LayerRanges is how many parts of one large layer are asked for at a
+	// time. 0 means 1, a single stream.
+	LayerRanges int
 	// Pinned are patterns (`*` matches any text) of image tags reported as
 	// pinned, which the kubelet never collects.
 	Pinned []string
+	// ShortNames is the registry of names without one; "none" refuses such
+	// names, "" means docker.io.
+	ShortNames string
+	// DockerConfig is a file in the form of Docker's config.json, with
+	// credentials for pulls that bring none. "" and an absent file: none.
+	DockerConfig string
+	// PreloadDir has image archives that Open loads. "" and absent: none.
+	PreloadDir string
+	Verify     Verify
+	Limits     Limits
+}
+
+// Verify is the programs that must agree to an image before it is unpacked.
+type Verify struct {
+	// BinDir is where they are. "", absent and empty: every image is right.
+	BinDir string
+	// MaxPrograms refuses every image when there are more.
+	MaxPrograms int
+	// Timeout is of one program.
+	Timeout time.Duration
+}
+
+// Limits bound what comes from a registry or an archive. A field of 0 means
+// the default that `gantry config --default` shows.
+type Limits struct {
+	// ManifestSize is of a manifest, an index or a config, in bytes.
+	ManifestSize int64
+	IndexDepth   int
+	Layers       int
+	LayerEntries int64 // files and directories of one layer
+	LayerSize    int64 // of one layer's tar, in bytes
+	LayerRatio   int64 // of tar to blob, above a tar of 1 GiB
 }
 
 // Image is an image on this node: all its layers are unpacked and verified.

@@ -43,11 +43,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer closing(&err, host.Close)
-	images, err := imageservice.Open(detached, imageservice.Config{
-		Root: filepath.Join(cfg.Root, "images"), RunDir: filepath.Join(cfg.Run, "rootfs"), HostsDirs: cfg.RegistryConfigDirs,
-		MaxDownloads: cfg.Images.MaxDownloads, ProgressTimeout: time.Duration(cfg.Images.PullProgressTimeout),
-		KeepLayerBlobs: cfg.Images.KeepLayerBlobs, Pinned: cfg.Images.Pinned,
-	})
+	images, err := imageservice.Open(detached, imagesOf(cfg))
 	if err != nil {
 		return err
 	}
@@ -145,3 +141,18 @@ func lockDir(dir string) (*os.File, error) {
 
 // closing adds the error of an orderly end to *err.
 func closing(err *error, end func() error) { *err = errors.Join(*err, end()) }
+
+// imagesOf is the part of the configuration that images need.
+func imagesOf(cfg config.Config) imageservice.Config {
+	i := cfg.Images
+	return imageservice.Config{
+		Root: filepath.Join(cfg.Root, "images"), RunDir: filepath.Join(cfg.Run, "rootfs"), HostsDirs: cfg.RegistryConfigDirs,
+		MaxDownloads: i.MaxDownloads, ProgressTimeout: time.Duration(i.PullProgressTimeout), LayerRanges: i.LayerRanges,
+		KeepLayerBlobs: i.KeepLayerBlobs, Pinned: i.Pinned, ShortNames: i.ShortNames, DockerConfig: i.DockerConfig, PreloadDir: i.PreloadDir,
+		Verify: imageservice.Verify{BinDir: i.Verify.BinDir, MaxPrograms: i.Verify.MaxPrograms, Timeout: time.Duration(i.Verify.Timeout)},
+		Limits: imageservice.Limits{
+			ManifestSize: int64(i.Limits.ManifestSize), IndexDepth: i.Limits.IndexDepth, Layers: i.Limits.Layers,
+			LayerEntries: i.Limits.LayerEntries, LayerSize: int64(i.Limits.LayerSize), LayerRatio: i.Limits.LayerRatio,
+		},
+	}
+}

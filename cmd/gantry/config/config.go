@@ -58,8 +58,32 @@ type Network struct {
 type Images struct {
 	MaxDownloads        int      `toml:"max_downloads" comment:"Layers that are fetched and unpacked at a time, over all pulls."`
 	PullProgressTimeout Duration `toml:"pull_progress_timeout" comment:"A pull that gets no byte for so long fails."`
+	LayerRanges         int      `toml:"layer_ranges" comment:"Parts of one large layer that are asked for at a time, where the registry knows ranges; 1 is a single stream."`
 	KeepLayerBlobs      bool     `toml:"keep_layer_blobs" comment:"Keep the compressed layers too."`
 	Pinned              []string `toml:"pinned" comment:"Images that the kubelet never removes; * matches any text."`
+	ShortNames          string   `toml:"short_names" comment:"Registry of image names that have none; \"none\" refuses such names."`
+	DockerConfig        string   `toml:"docker_config" comment:"Docker's config.json with credentials by registry, for pulls that bring none. Read at each pull; may be absent."`
+	PreloadDir          string   `toml:"preload_dir" comment:"Image archives in here are loaded at start. May be absent. Default: preload in root."`
+
+	Verify Verify      `toml:"verify" comment:"Checking signatures before an image is unpacked."`
+	Limits ImageLimits `toml:"limits" comment:"What an image may cost; more is refused."`
+}
+
+// Verify is the programs that must agree to an image.
+type Verify struct {
+	BinDir      string   `toml:"bin_dir" comment:"Every program in here is asked, as containerd's image verifiers are: -name NAME -digest DIGEST, exit status 0 to agree. Absent or empty: none."`
+	MaxPrograms int      `toml:"max_programs" comment:"More programs than this refuse every image."`
+	Timeout     Duration `toml:"timeout" comment:"How long one program may take."`
+}
+
+// ImageLimits bound what comes from a registry or an archive.
+type ImageLimits struct {
+	ManifestSize Size  `toml:"manifest_size" comment:"Bytes of a manifest, an index or an image's config."`
+	IndexDepth   int   `toml:"index_depth" comment:"Indexes within one another."`
+	Layers       int   `toml:"layers" comment:"Layers of an image. The kernel stacks 500."`
+	LayerEntries int64 `toml:"layer_entries" comment:"Files and directories of a layer."`
+	LayerSize    Size  `toml:"layer_size" comment:"Bytes of a layer once it is uncompressed."`
+	LayerRatio   int64 `toml:"layer_ratio" comment:"How many times its compressed size a layer above 1GiB may grow to."`
 }
 
 // Runtime is an OCI runtime.
@@ -85,7 +109,15 @@ func Default() Config {
 			Bridge:  defaultBridge,
 			Subnets: []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
 		},
-		Images: Images{MaxDownloads: 6, PullProgressTimeout: Duration(time.Minute), Pinned: []string{}},
+		Images: Images{
+			MaxDownloads: 6, PullProgressTimeout: Duration(time.Minute), LayerRanges: 1, Pinned: []string{},
+			ShortNames: "docker.io", DockerConfig: "/etc/gantry/docker-config.json",
+			Verify: Verify{BinDir: "/opt/gantry/image-verifier/bin", MaxPrograms: 10, Timeout: Duration(10 * time.Second)},
+			Limits: ImageLimits{
+				ManifestSize: 4 << 20, IndexDepth: 3, Layers: 500,
+				LayerEntries: 4 << 20, LayerSize: 256 << 30, LayerRatio: 200,
+			},
+		},
 	}
 }
 

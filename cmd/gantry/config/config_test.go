@@ -61,6 +61,7 @@ path = "runsc"
 	want.Supervisor = filepath.Join(dir, "bin/gantry-supervisor")
 	want.LogLevel, want.ShmSize, want.RegistryConfigDirs = 4, 128<<20, nil
 	want.CNI.BinDirs, want.Images.Pinned = []string{"/three"}, []string{"a*"}
+	want.Images.PreloadDir = "/flag/preload"
 	want.Runtimes = map[string]Runtime{"gvisor": {Path: filepath.Join(dir, "bin/runsc")}}
 	want.DefaultRuntime = "gvisor"
 	want.Network.Table = "gantry"
@@ -210,6 +211,11 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Images.MaxDownloads = 0 }, []string{"images.max_downloads = 0"}},
 		{func(c *Config) { c.Images.PullProgressTimeout = Duration(5) }, []string{"images.pull_progress_timeout", "1s"}},
 		{func(c *Config) { c.Images.Pinned = []string{""} }, []string{"images.pinned"}},
+		{func(c *Config) { c.Images.LayerRanges = 17 }, []string{"images.layer_ranges = 17"}},
+		{func(c *Config) { c.Images.ShortNames = "" }, []string{"images.short_names"}},
+		{func(c *Config) { c.Images.Verify.Timeout = 0 }, []string{"images.verify.timeout", "0s"}},
+		{func(c *Config) { c.Images.Limits.Layers = 501 }, []string{"images.limits.layers = 501", "500"}},
+		{func(c *Config) { c.Images.PreloadDir = "p" }, []string{`images.preload_dir = "p"`}},
 		{func(c *Config) { c.CgroupDriver = "v2" }, []string{`cgroup_driver = "v2"`, "kubelet"}},
 		{func(c *Config) { c.LogLevel = 11 }, []string{"log_level = 11"}},
 		{func(c *Config) { c.ShmSize = 1 }, []string{"shm_size = 1"}},
@@ -230,7 +236,11 @@ func TestPrintRoundTrips(t *testing.T) {
 	full := valid(t)
 	full.Root = `/it's "a" \ path`
 	full.ShmSize, full.LogLevel = 1<<30+1, 0
-	full.Images = Images{MaxDownloads: 3, PullProgressTimeout: Duration(90 * time.Second), KeepLayerBlobs: true, Pinned: []string{"x/*", "y"}}
+	full.Images = Images{
+		MaxDownloads: 3, PullProgressTimeout: Duration(90 * time.Second), KeepLayerBlobs: true, Pinned: []string{"x/*", "y"},
+		ShortNames: "none", DockerConfig: "/d", PreloadDir: "/p", Verify: Verify{BinDir: "/v", MaxPrograms: 1, Timeout: 1},
+		Limits: ImageLimits{ManifestSize: 1, IndexDepth: 2, Layers: 3, LayerEntries: 4, LayerSize: 5, LayerRatio: 6},
+	}
 	full.Network.Subnets = append(full.Network.Subnets, netip.MustParsePrefix("fd00:1::/64"))
 	full.Runtimes["crun-x.1"] = full.Runtimes["runc"]
 	settled := Default()

@@ -114,6 +114,9 @@ func (c *Config) settle(dirs []string) {
 	if c.Socket == "" && c.Run != "" {
 		c.Socket = filepath.Join(c.Run, "gantry.sock")
 	}
+	if c.Images.PreloadDir == "" && c.Root != "" {
+		c.Images.PreloadDir = filepath.Join(c.Root, "preload")
+	}
 	if c.Supervisor == "" {
 		c.Supervisor = findSupervisor(dirs)
 	}

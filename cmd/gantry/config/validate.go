@@ -52,6 +52,11 @@ func (c Config) checkPaths() (errs []error) {
 	for i, dir := range c.RegistryConfigDirs {
 		absolute(fmt.Sprintf("registry_config_dirs[%d]", i), dir)
 	}
+	for _, p := range []struct{ key, path string }{
+		{"images.docker_config", c.Images.DockerConfig}, {"images.preload_dir", c.Images.PreloadDir}, {"images.verify.bin_dir", c.Images.Verify.BinDir},
+	} {
+		absolute(p.key, p.path)
+	}
 	if c.Root == c.Run {
 		errs = append(errs, wrong("run", c.Run, "is root too; give each a directory of its own"))
 	}
@@ -160,8 +165,43 @@ func (i Images) check() (errs []error) {
 	if t := time.Duration(i.PullProgressTimeout); t < time.Second || t > time.Hour {
 		errs = append(errs, wrong("images.pull_progress_timeout", t.String(), "give \"1s\" to \"1h\""))
 	}
+	if i.LayerRanges < 1 || i.LayerRanges > 16 {
+		errs = append(errs, wrong("images.layer_ranges", i.LayerRanges, "give 1 to 16"))
+	}
 	if slices.Contains(i.Pinned, "") {
 		errs = append(errs, wrong("images.pinned", i.Pinned, "has an empty entry; remove it"))
+	}
+	if i.ShortNames == "" {
+		errs = append(errs, wrong("images.short_names", i.ShortNames, "give a registry's host, or \"none\""))
+	}
+	return slices.Concat(errs, i.Verify.check(), i.Limits.check())
+}
+
+func (v Verify) check() (errs []error) {
+	if v.MaxPrograms < 0 {
+		errs = append(errs, wrong("images.verify.max_programs", v.MaxPrograms, "give 0 or more"))
+	}
+	if t := time.Duration(v.Timeout); t < time.Second || t > time.Hour {
+		errs = append(errs, wrong("images.verify.timeout", t.String(), "give \"1s\" to \"1h\""))
+	}
+	return errs
+}
+
+func (l ImageLimits) check() (errs []error) {
+	for _, v := range []struct {
+		key           string
+		value, lo, hi int64
+	}{
+		{"manifest_size", int64(l.ManifestSize), 64 << 10, 64 << 20},
+		{"index_depth", int64(l.IndexDepth), 1, 16},
+		{"layers", int64(l.Layers), 1, 500},
+		{"layer_entries", l.LayerEntries, 1000, 1 << 40},
+		{"layer_size", int64(l.LayerSize), 1 << 20, 1 << 50},
+		{"layer_ratio", l.LayerRatio, 10, 1 << 30},
+	} {
+		if v.value < v.lo || v.value > v.hi {
+			errs = append(errs, wrong("images.limits."+v.key, v.value, "give %d to %d", v.lo, v.hi))
+		}
 	}
 	return errs
 }
