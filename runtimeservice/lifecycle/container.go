@@ -30,7 +30,7 @@ const (
 )
 
 var containerTable = map[Container]map[ContainerEvent]Container{
-	ContainerCreating: {ContainerMade: ContainerCreated, ContainerUndone: ContainerGone, ContainerRemove: ContainerRemoving},
+	ContainerCreating: {ContainerMade: ContainerCreated, ContainerRemove: ContainerRemoving},
 	ContainerCreated:  {ContainerStart: ContainerStarting, ContainerRemove: ContainerRemoving},
 	ContainerStarting: {ContainerStarted: ContainerRunning, ContainerStartFailed: ContainerExited, ContainerUndone: ContainerCreated},
 	ContainerRunning:  {ContainerExit: ContainerExited},

@@ -6,9 +6,8 @@
 //
 //	            Made            Stop            Stopped           Remove
 //	Creating ─────────▶ Ready ───────▶ Stopping ───────▶ NotReady ───────▶ Removing
-//	    │  │              │ Lost ▶ ▲ ▲ ◀─ Stop again         ▲ │
-//	    │  └──Stop (the undoing has failed)     Stop (again) └─┘
-//	    └─Undone▶ (gone)
+//	    │                 │ Lost ▶ ▲ ▲ ◀─ Stop again         ▲ │
+//	    └─────Stop (the undoing has failed)     Stop (again) └─┘
 //
 // A container:
 //
@@ -16,7 +15,10 @@
 //	Creating ──────▶ Created ─────▶ Starting ────────▶ Running ──────▶ Exited
 //	    │               ▲              │  │                              ▲
 //	    │               └────Undone────┘  └───────────StartFailed────────┘
-//	    └─Undone▶ (gone)      Created | Exited ─Remove▶ Removing
+//	                          Created | Exited ─Remove▶ Removing
+//
+// What was being made and was rolled back, and what was removed, leaves by its
+// record being deleted: no event says that nothing is left.
 //
 // States with something under way (Creating, Starting, Stopping, Removing) are
 // intents: they are on disk before the first change, and start-up finishes or

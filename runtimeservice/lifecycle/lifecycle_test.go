@@ -10,7 +10,7 @@ import (
 func TestPodTable(t *testing.T) {
 	check(t, podNames, podEventNames, map[string]string{
 		"gone":     "",
-		"creating": "made>ready undone>gone stop>stopping remove>removing",
+		"creating": "made>ready stop>stopping remove>removing",
 		"ready":    "stop>stopping lost>stopping",
 		"stopping": "stop>stopping stopped>notReady",
 		"notReady": "stop>stopping remove>removing",
@@ -24,7 +24,7 @@ func TestPodTable(t *testing.T) {
 func TestContainerTable(t *testing.T) {
 	check(t, containerNames, containerEventNames, map[string]string{
 		"gone":     "",
-		"creating": "made>created undone>gone remove>removing",
+		"creating": "made>created remove>removing",
 		"created":  "start>starting remove>removing",
 		"starting": "undone>created started>running startFailed>exited",
 		"running":  "exit>exited",

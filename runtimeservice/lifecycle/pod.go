@@ -21,7 +21,6 @@ type PodEvent uint8
 // Events of a pod.
 const (
 	PodMade    PodEvent = iota // all was made
-	PodUndone                  // making failed and was rolled back
 	PodStop                    // StopPodSandbox, also repeated; also when the undoing of its making has failed
 	PodStopped                 // nothing of it runs, its network is free
 	PodRemove                  // RemovePodSandbox
@@ -29,7 +28,7 @@ const (
 )
 
 var podTable = map[Pod]map[PodEvent]Pod{
-	PodCreating: {PodMade: PodReady, PodUndone: PodGone, PodStop: PodStopping, PodRemove: PodRemoving},
+	PodCreating: {PodMade: PodReady, PodStop: PodStopping, PodRemove: PodRemoving},
 	PodReady:    {PodStop: PodStopping, PodLost: PodStopping},
 	PodStopping: {PodStop: PodStopping, PodStopped: PodNotReady},
 	PodNotReady: {PodStop: PodStopping, PodRemove: PodRemoving},
@@ -40,7 +39,7 @@ var podTable = map[Pod]map[PodEvent]Pod{
 func (s Pod) On(e PodEvent) (Pod, error) { return next(podTable, s, e) }
 
 var podNames = []string{"gone", "creating", "ready", "stopping", "notReady", "removing"}
-var podEventNames = []string{"made", "undone", "stop", "stopped", "remove", "lost"}
+var podEventNames = []string{"made", "stop", "stopped", "remove", "lost"}
 
 func (s Pod) String() string      { return name(podNames, uint8(s)) }
 func (e PodEvent) String() string { return name(podEventNames, uint8(e)) }
