@@ -15,6 +15,9 @@ const maxDepth = 64
 // isData are the fields whose objects have keys that an author chose.
 var isData = map[string]bool{"labels": true, "annotations": true, "volumes": true, "exposedports": true}
 
+// Decode reads another document that comes with an image, as strictly.
+func Decode(body []byte, into any) error { return decode(body, into) }
+
 // decode is json.Unmarshal for a document that must mean the same to every
 // reader.
 func decode(body []byte, into any) error {

@@ -245,6 +245,21 @@ func (s *Store) Update(c Change) (err error) {
 	return nil
 }
 
+// Content returns the manifest or config of a digest, nil if it is not there.
+func (s *Store) Content(d digest.Digest) (body []byte, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s is damaged: %v", s.db.Path(), p)
+		}
+	}()
+	err = s.db.View(func(tx *bolt.Tx) error {
+		body = append([]byte(nil), tx.Bucket([]byte("content")).Get([]byte(d.String()))...)
+		return nil
+	})
+	return body, err
+}
+
 // Close closes the file.
 func (s *Store) Close() error { return s.db.Close() }
 
