@@ -128,7 +128,7 @@ func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched,
 		defer keep.Close()
 		src.Keep = keep
 	}
-	res, err := layer.Unpack(ctx, src, int(root.Fd()), layer.Limits{})
+	res, err := layer.Unpack(ctx, src, int(root.Fd()), layer.Limits{Entries: s.cfg.Limits.LayerEntries, Bytes: s.cfg.Limits.LayerSize, Ratio: s.cfg.Limits.LayerRatio})
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
 	}
@@ -144,7 +144,7 @@ func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched,
 
 // complete finishes a layer for the chain of layers below it, lowest first,
 // and stores it.
-func (s *Service) complete(f *fetched, w wanted, below []*storedLayer) (*storedLayer, error) {
+func (s *Service) complete(ctx context.Context, f *fetched, w wanted, below []*storedLayer) (*storedLayer, error) {
 	root, err := openDir(filepath.Join(f.dir, "fs"))
 	if err != nil {
 		return nil, err
@@ -163,7 +163,7 @@ func (s *Service) complete(f *fetched, w wanted, below []*storedLayer) (*storedL
 		}
 		defer unix.Close(view)
 	}
-	if err := f.result.Complete(int(root.Fd()), view); err != nil {
+	if err := f.result.Complete(ctx, int(root.Fd()), view); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
 	}
 	return s.store(f.dir, meta.Layer{Key: chainKey(w.chainID), DiffID: w.diffID}, f.result)

@@ -265,7 +265,7 @@ func (s *Service) download(ctx context.Context, repo source, m *manifest.Manifes
 		if f == nil {
 			continue
 		}
-		if layers[i], err = s.complete(f, want[i], layers[:i]); err != nil {
+		if layers[i], err = s.complete(ctx, f, want[i], layers[:i]); err != nil {
 			return nil, err
 		}
 		pending[i] = nil

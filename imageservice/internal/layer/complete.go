@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -45,8 +46,9 @@ func (u *unpacker) implied() []*node {
 // Complete makes good what the layer needs of those below. rootFD is the
 // layer's directory, lowerFD the root of the merged layers below, -1 if it is
 // the lowest. Nobody else may use the layer yet. Called once.
-func (r *Result) Complete(rootFD, lowerFD int) error {
+func (r *Result) Complete(ctx context.Context, rootFD, lowerFD int) error {
 	u := r.u
+	u.ctx = ctx
 	u.root.fd = rootFD
 	u.buf = make([]byte, bufferSize)
 	c := completer{unpacker: u, lower: lowerFD}

@@ -55,7 +55,7 @@ const (
 // Unpack writes the layer into the empty directory rootFD, which the caller
 // keeps open and deletes when there is an error.
 func Unpack(ctx context.Context, src Source, rootFD int, limits Limits) (*Result, error) {
-	limits = limits.orDefault()
+	limits = limits.orDefault().forBlob(src.Size)
 	group, ctx := errgroup.WithContext(ctx)
 	blob, raw, files := newLink(ctx), newLink(ctx), newLink(ctx)
 	files.free = raw.free // buffers go through the hash stage and come back
@@ -64,7 +64,7 @@ func Unpack(ctx context.Context, src Source, rootFD int, limits Limits) (*Result
 	group.Go(func() error { return fetch(ctx, src, blobHash, blob) })
 	group.Go(func() error { return inflate(blob, raw, limits.Bytes) })
 	group.Go(func() error { return raw.hash(tarHash, files) })
-	u := newUnpacker(rootFD, limits, buffers.Get().(*[bufferSize]byte)[:])
+	u := newUnpacker(ctx, rootFD, limits, buffers.Get().(*[bufferSize]byte)[:])
 	group.Go(func() error {
 		r := &linkReader{link: files}
 		if err := u.unpack(r); err != nil {

@@ -2,6 +2,7 @@ package layer
 
 import (
 	"archive/tar"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,11 +18,17 @@ type Limits struct {
 	Entries int64
 	// Bytes bounds the uncompressed tar, and the files' sizes added up.
 	Bytes int64
+	// Ratio bounds both once more, by this many times the blob's size. What
+	// stays below 1 GiB is not looked at: a layer of zeros is no crime.
+	Ratio int64
 }
 
 const (
 	defaultEntries = 4 << 20
 	defaultBytes   = 256 << 30
+	defaultRatio   = 200
+	// ratioFrom is the size above which Limits.Ratio counts.
+	ratioFrom = 1 << 30
 	// maxNodes bounds what is kept in memory: directories and symbolic links.
 	maxNodes = 1 << 20
 	// maxName is PATH_MAX.
@@ -35,11 +42,23 @@ func (l Limits) orDefault() Limits {
 	if l.Bytes == 0 {
 		l.Bytes = defaultBytes
 	}
+	if l.Ratio == 0 {
+		l.Ratio = defaultRatio
+	}
+	return l
+}
+
+// forBlob turns the ratio into bytes. The blob's size is checked as it is read.
+func (l Limits) forBlob(size int64) Limits {
+	if size < l.Bytes/l.Ratio {
+		l.Bytes = min(l.Bytes, max(ratioFrom, size*l.Ratio))
+	}
 	return l
 }
 
 // unpacker writes the entries of one tar into a directory.
 type unpacker struct {
+	ctx     context.Context // of Unpack, then of Complete
 	limits  Limits
 	root    *node
 	open    []*node // directories with a descriptor, oldest first; not root
@@ -58,8 +77,9 @@ type hardLink struct {
 	target string
 }
 
-func newUnpacker(rootFD int, limits Limits, buf []byte) *unpacker {
+func newUnpacker(ctx context.Context, rootFD int, limits Limits, buf []byte) *unpacker {
 	return &unpacker{
+		ctx:    ctx,
 		limits: limits.orDefault(),
 		root:   &node{fd: rootFD},
 		buf:    buf,

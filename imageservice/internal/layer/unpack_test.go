@@ -221,7 +221,7 @@ func TestUnpack(t *testing.T) {
 				t.Errorf("dependent: %v", res.Dependent())
 			}
 			if res.Dependent() {
-				check(t, res.Complete(openDir(t, root), -1))
+				check(t, res.Complete(t.Context(), openDir(t, root), -1))
 			}
 			sort.Strings(c.want)
 			if d := cmp.Diff(c.want, list(t, root)); d != "" {
@@ -369,7 +369,7 @@ func TestComplete(t *testing.T) {
 			if !res.Dependent() {
 				t.Fatal("not dependent")
 			}
-			check(t, res.Complete(openDir(t, root), openDir(t, lower)))
+			check(t, res.Complete(t.Context(), openDir(t, root), openDir(t, lower)))
 			sort.Strings(c.want)
 			if d := cmp.Diff(c.want, list(t, root)); d != "" {
 				t.Error(d)
@@ -391,7 +391,7 @@ func TestComplete(t *testing.T) {
 			check(t, err)
 			res, err := unpack(t, root, entries...)
 			check(t, err)
-			if err := res.Complete(openDir(t, root), openDir(t, lower)); !errdefs.IsInvalidArgument(err) {
+			if err := res.Complete(t.Context(), openDir(t, root), openDir(t, lower)); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("got %v, %v", err, list(t, root))
 			}
 		})
@@ -551,7 +551,7 @@ func FuzzUnpack(f *testing.F) {
 		fd := openDir(t, root)
 		res, err := Unpack(t.Context(), source(body, body), fd, Limits{Entries: 1000, Bytes: 1 << 20})
 		if err == nil && res.Dependent() {
-			_ = res.Complete(fd, openDir(t, canary))
+			_ = res.Complete(t.Context(), fd, openDir(t, canary))
 		}
 		if d := cmp.Diff(before, list(t, canary)); d != "" {
 			t.Error(d)
