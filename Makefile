@@ -1,10 +1,10 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint critest bench crictl clean
+.PHONY: help build demo test lint critest guards fuzz bench bench-pull crictl clean
 
 help:     ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build:    ## build bin/gantry and bin/gantry-supervisor
 	@hack/build.sh
@@ -21,8 +21,17 @@ lint:     ## gofmt, go vet, staticcheck
 critest:  ## the Kubernetes CRI conformance suite against a real instance (root)
 	@hack/test.sh critest
 
+guards:   ## take each security guard out in turn: a test must fail (root)
+	@hack/guards.sh
+
+fuzz:     ## every fuzz target for FUZZTIME (30s) each
+	@hack/fuzz.sh
+
 bench:    ## Go benchmarks, then pod, exec, log and pull figures of a real instance (root)
 	@hack/bench.sh
+
+bench-pull: ## pulls measured against Debian's containerd, when it is installed (root)
+	@hack/bench-pull.sh
 
 crictl:   ## build bin/crictl, to talk to a gantry
 	@hack/build.sh crictl
