@@ -115,7 +115,9 @@ func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched,
 	}
 	defer root.Close()
 	src := layer.Source{
-		Open:   func(ctx context.Context) (io.ReadCloser, error) { return repo.Open(ctx, w.blob), nil },
+		Open: func(ctx context.Context) (io.ReadCloser, error) {
+			return s.progress.count(w.blob.Digest, repo.Open(ctx, w.blob)), nil
+		},
 		Digest: w.blob.Digest,
 		Size:   w.blob.Size,
 		DiffID: w.diffID,

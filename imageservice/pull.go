@@ -60,6 +60,8 @@ func (s *Service) pullOnce(ctx context.Context, ref string, auth *runtimeapi.Aut
 
 func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtimeapi.AuthConfig) (*image, error) {
 	start := time.Now()
+	this, end := s.progress.begin(ctx, named.String())
+	defer end()
 	repo, err := s.registry.Repository(ctx, named, auth)
 	if err != nil {
 		return nil, err
@@ -76,36 +78,52 @@ func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtime
 	if _, ok := named.(reference.Digested); !ok {
 		names = append(names, named.String())
 	}
+	id := m.Config.Digest.String()
+	s.progress.leadsTo(this, id)
 	s.mu.RLock()
-	have := s.images[m.Config.Digest.String()]
+	have := s.images[id]
 	s.mu.RUnlock()
-	if have == nil {
-		// Several names may lead to one image at once: it comes once.
-		img, release, err := s.downloads.Do(ctx, m.Config.Digest.String(), func(ctx context.Context) (*image, error) {
-			ctx, done, err := s.begin(ctx)
-			if err != nil {
-				return nil, err
-			}
-			defer done()
-			img, err := s.download(ctx, repo, m, content)
-			if err != nil {
-				return nil, err
-			}
-			if err := s.commit(img, content, names); err != nil {
-				return nil, err
-			}
-			klog.FromContext(ctx).Info("Pulled image", "image", named.String(), "imageID", img.ID, "digest", top.Digest,
-				"bytes", size(m.Layers), "layers", len(m.Layers), "duration", time.Since(start))
-			return img, nil
-		})
-		wake(s.pulled)
+	if have != nil {
+		return s.renamed(id, names)
+	}
+	img, err := s.fetchImage(ctx, repo, m, content, names)
+	if err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Pulled image", "image", named.String(), "imageID", img.ID, "digest", top.Digest,
+		"bytes", size(m.Layers), "layers", len(m.Layers), "duration", time.Since(start))
+	return img, nil
+}
+
+// fetchImage makes an image out of its blobs and gives it names. Several names
+// may lead to one image at once: it comes once.
+func (s *Service) fetchImage(ctx context.Context, src source, m *manifest.Manifest, content map[digest.Digest][]byte, names []string) (*image, error) {
+	id := m.Config.Digest.String()
+	img, release, err := s.downloads.Do(ctx, id, func(ctx context.Context) (*image, error) {
+		ctx, done, err := s.begin(ctx)
 		if err != nil {
 			return nil, err
 		}
-		release()
-		have = img
+		defer done()
+		here, end := s.progress.transfer(id, m.Layers)
+		defer end()
+		img, err := s.download(ctx, src, m, content, here)
+		if err != nil {
+			return nil, err
+		}
+		return img, s.commit(img, content, names)
+	})
+	wake(s.pulled)
+	if err != nil {
+		return nil, err
 	}
-	img, err := s.rename(have.ID, names)
+	release()
+	return s.renamed(img.ID, names)
+}
+
+// renamed is rename of an image that was here a moment ago.
+func (s *Service) renamed(id string, names []string) (*image, error) {
+	img, err := s.rename(id, names)
 	if img == nil && err == nil {
 		err = fmt.Errorf("image was removed while it was pulled: %w", errdefs.ErrAborted)
 	}
@@ -224,9 +242,10 @@ type source interface {
 }
 
 // download fetches the config and all layers. The image it returns holds a
-// reference to each layer; on an error none is held.
-func (s *Service) download(ctx context.Context, repo source, m *manifest.Manifest, content map[digest.Digest][]byte) (_ *image, err error) {
-	raw, err := repo.Blob(ctx, m.Config)
+// reference to each layer; on an error none is held. here is called with the
+// number of each layer that is.
+func (s *Service) download(ctx context.Context, src source, m *manifest.Manifest, content map[digest.Digest][]byte, here func(int)) (_ *image, err error) {
+	raw, err := src.Blob(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
@@ -251,7 +270,10 @@ func (s *Service) download(ctx context.Context, repo source, m *manifest.Manifes
 	for i := range m.Layers {
 		want[i] = wanted{m.Layers[i], config.RootFS.DiffIDs[i], config.ChainIDs[i]}
 		group.Go(func() (err error) {
-			layers[i], pending[i], err = s.obtain(gctx, repo, want[i])
+			layers[i], pending[i], err = s.obtain(gctx, src, want[i])
+			if err == nil {
+				here(i)
+			}
 			return err
 		})
 	}

@@ -118,6 +118,7 @@ type Service struct {
 	pulls     flight.Group[*image]
 	downloads flight.Group[*image]
 	fetches   flight.Group[*fetched]
+	progress  progress
 
 	stop    context.Context // ends with Close; not one of a request
 	cancel  context.CancelFunc
