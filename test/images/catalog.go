@@ -144,7 +144,11 @@ func (b *builder) bench(layers, files, kib int) (v1.Image, error) {
 }
 
 func newImage(user string, cmd []string, layers ...v1.Layer) (v1.Image, error) {
-	img, err := mutate.AppendLayers(empty.Image, layers...)
+	return withLayers(empty.Image, user, cmd, layers...)
+}
+
+func withLayers(base v1.Image, user string, cmd []string, layers ...v1.Layer) (v1.Image, error) {
+	img, err := mutate.AppendLayers(base, layers...)
 	if err != nil {
 		return nil, fmt.Errorf("appending layers: %w", err)
 	}

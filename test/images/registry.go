@@ -35,15 +35,9 @@ type Registry struct {
 // Serve makes the images and serves them on listen, a loopback address whose port may be 0. With bench the
 // images that pulls are timed with are there too; making those takes some ten seconds and 600 MB of memory.
 func Serve(ctx context.Context, listen string, bench bool) (*Registry, error) {
-	store := registry.NewInMemoryBlobHandler()
-	put, ok := store.(registry.BlobPutHandler)
-	if !ok {
-		return nil, errors.New("the registry's memory store does not take blobs")
-	}
-	r := &Registry{
-		handler: registry.New(registry.WithBlobHandler(store), registry.Logger(log.New(io.Discard, "", 0))),
-		blobs:   put,
-		served:  make(chan error, 1),
+	r, err := newRegistry()
+	if err != nil {
+		return nil, err
 	}
 	b, err := newBuilder(ctx)
 	if err != nil {
@@ -52,17 +46,43 @@ func Serve(ctx context.Context, listen string, bench bool) (*Registry, error) {
 	if err := r.fill(ctx, b, bench); err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", listen)
+	return r, r.listen(listen)
+}
+
+// New serves an empty registry on a loopback port, for images that a test makes itself (see Push).
+func New() (*Registry, error) {
+	r, err := newRegistry()
 	if err != nil {
-		return nil, fmt.Errorf("listening for the test registry: %w", err)
+		return nil, err
+	}
+	return r, r.listen("127.0.0.1:0")
+}
+
+func newRegistry() (*Registry, error) {
+	store := registry.NewInMemoryBlobHandler()
+	put, ok := store.(registry.BlobPutHandler)
+	if !ok {
+		return nil, errors.New("the registry's memory store does not take blobs")
+	}
+	return &Registry{
+		handler: registry.New(registry.WithBlobHandler(store), registry.Logger(log.New(io.Discard, "", 0))),
+		blobs:   put,
+		served:  make(chan error, 1),
+	}, nil
+}
+
+func (r *Registry) listen(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("listening for the test registry: %w", err)
 	}
 	if !l.Addr().(*net.TCPAddr).IP.IsLoopback() {
-		return nil, errors.Join(fmt.Errorf("listening on %s: the test registry serves loopback only", listen), l.Close())
+		return errors.Join(fmt.Errorf("listening on %s: the test registry serves loopback only", address), l.Close())
 	}
 	r.Addr = l.Addr().String()
 	r.server = &http.Server{Handler: r.handler, ReadHeaderTimeout: 10 * time.Second}
 	go func() { r.served <- r.server.Serve(l) }()
-	return r, nil
+	return nil
 }
 
 // Close ends the server and waits for it.
@@ -94,7 +114,7 @@ func (r *Registry) fill(ctx context.Context, b *builder, bench bool) error {
 	for _, c := range b.recipes() {
 		img, err := b.image(c)
 		if err == nil {
-			err = r.push(ctx, c.ref, img)
+			err = r.Push(ctx, c.ref, img)
 		}
 		if err != nil {
 			return fmt.Errorf("making image %s: %w", c.ref, err)
@@ -106,7 +126,7 @@ func (r *Registry) fill(ctx context.Context, b *builder, bench bool) error {
 	for _, c := range benchmarks {
 		img, err := b.bench(c.layers, c.files, c.kib)
 		if err == nil {
-			err = r.push(ctx, c.ref, img)
+			err = r.Push(ctx, c.ref, img)
 		}
 		if err != nil {
 			return fmt.Errorf("making image %s: %w", c.ref, err)
@@ -115,9 +135,9 @@ func (r *Registry) fill(ctx context.Context, b *builder, bench bool) error {
 	return nil
 }
 
-// push stores the image's blobs and its manifest under ref (repository:tag). Blobs go straight into the memory
-// store: a client of the registry would copy them through a connection for nothing.
-func (r *Registry) push(ctx context.Context, ref string, img v1.Image) error {
+// Push stores the image's blobs and its manifest under ref (repository:tag, without a host). Blobs go straight into
+// the memory store: a client of the registry would copy them through a connection for nothing.
+func (r *Registry) Push(ctx context.Context, ref string, img v1.Image) error {
 	repo, tag, _ := strings.Cut(ref, ":")
 	layers, err := img.Layers()
 	if err != nil {
