@@ -3,6 +3,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -17,46 +18,74 @@ const MaxLayers = 500
 type Mounter struct {
 	legacy     atomic.Bool // no fsopen with lowerdir+
 	noVolatile atomic.Bool // no volatile (before 5.10)
+	attach     atomic.Bool // idmapped layers must be mounted somewhere (before 6.15)
 }
 
 // Layers are absolute paths.
 type Layers struct {
-	Lower       []string // the uppermost first; at least one
+	Lower       []string // the uppermost first; at least one, or two without Upper
 	Upper, Work string   // empty for a read-only mount
+
+	// Map, unless nil, is whom the files of Lower seem to belong to. Upper and
+	// what is written there have the owners of the host. Scratch is then an
+	// empty directory for kernels that need one.
+	Map     *IDMap
+	Scratch string
 }
 
-// Mount mounts layers at the directory target.
+// Mount mounts layers at the directory target. No mount or unmount beneath it
+// is propagated to anywhere. The error is ErrNoIDMap when the kernel, or the
+// file system of a layer, cannot do what Map asks for.
 func (m *Mounter) Mount(l Layers, target string) error {
-	if !m.legacy.Load() {
-		fd, err := m.detached(l)
-		if err == nil {
-			defer unix.Close(fd)
-			if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-				return fmt.Errorf("mounting overlay at %s: %w", target, err)
-			}
-			return nil
-		}
-		if !errors.Is(err, errLegacy) {
-			return fmt.Errorf("mounting overlay at %s: %w", target, err)
+	err := m.mount(l, target)
+	if err == nil {
+		err = unix.Mount("", target, "", unix.MS_PRIVATE, "")
+		if err != nil {
+			err = errors.Join(err, Unmount(target))
 		}
 	}
-	if err := m.mountLegacy(l, target); err != nil {
+	if err != nil {
 		return fmt.Errorf("mounting overlay at %s: %w", target, err)
 	}
 	return nil
+}
+
+func (m *Mounter) mount(l Layers, target string) error {
+	if l.Map == nil {
+		return m.stack(l, target, nil)
+	}
+	userns, err := l.Map.userns()
+	if err != nil {
+		return err
+	}
+	defer userns.Close()
+	attach := m.attach.Load()
+	err = m.mapped(l, target, userns, attach)
+	if !attach && errors.Is(err, unix.EINVAL) {
+		if err = m.mapped(l, target, userns, true); err == nil {
+			m.attach.Store(true)
+		}
+	}
+	if errors.Is(err, unix.EINVAL) { // 5.12 to 5.18: overlayfs takes no such layer
+		return fmt.Errorf("%w: %w", ErrNoIDMap, err)
+	}
+	return err
 }
 
 // View returns a descriptor of the root of the merged lower layers, read-only,
 // mounted nowhere. scratch is an empty directory for kernels that need one.
 func (m *Mounter) View(lower []string, scratch string) (int, error) {
 	l := Layers{Lower: lower}
+	if err := l.check(); err != nil {
+		return -1, err
+	}
 	if !m.legacy.Load() {
-		fd, err := m.detached(l)
+		fd, err := m.detached(l, nil)
 		if err == nil || !errors.Is(err, errLegacy) {
 			return fd, err
 		}
 	}
-	if err := m.mountLegacy(l, scratch); err != nil {
+	if err := m.mountLegacy(l, scratch, nil); err != nil {
 		return -1, err
 	}
 	fd, err := unix.Open(scratch, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -67,20 +96,54 @@ func (m *Mounter) View(lower []string, scratch string) (int, error) {
 	return fd, err
 }
 
-// Unmount detaches what is mounted at target. Nothing mounted, or no such
-// directory, is nil.
+// Unmount detaches all that is mounted at target, one on the other. Nothing
+// mounted, or no such directory, is nil.
 func Unmount(target string) error {
-	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmounting %s: %w", target, err)
+	for {
+		err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting %s: %w", target, err)
+		}
+	}
+}
+
+func (l Layers) check() error {
+	if len(l.Lower) > MaxLayers {
+		return fmt.Errorf("%d layers, the kernel takes %d: %w", len(l.Lower), MaxLayers, unix.E2BIG)
 	}
 	return nil
+}
+
+// stack mounts layers at target. Instead of Lower, fds are taken if there are any.
+func (m *Mounter) stack(l Layers, target string, fds []int) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	if !m.legacy.Load() {
+		fd, err := m.detached(l, fds)
+		if err == nil {
+			defer unix.Close(fd)
+			return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		}
+		if !errors.Is(err, errLegacy) {
+			return err
+		}
+	}
+	return m.mountLegacy(l, target, fds)
 }
 
 // errLegacy says that the kernel does not have the API that was tried.
 var errLegacy = errors.New("no lowerdir+")
 
-func (m *Mounter) detached(l Layers) (int, error) {
+// maxOption is how long the kernel lets one option be, with its final zero.
+const maxOption = 256
+
+func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func (m *Mounter) detached(l Layers, fds []int) (int, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if errors.Is(err, unix.ENOSYS) {
 		m.legacy.Store(true)
@@ -90,20 +153,33 @@ func (m *Mounter) detached(l Layers) (int, error) {
 		return -1, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(fs)
+	var short opened
+	defer short.close()
+	set := func(option, dir string) (err error) {
+		if len(dir) >= maxOption {
+			if dir, err = short.open(dir); err != nil {
+				return err
+			}
+		}
+		return unix.FsconfigSetString(fs, option, dir)
+	}
 	for i, dir := range l.Lower {
-		if err := unix.FsconfigSetString(fs, "lowerdir+", dir); err != nil {
+		if fds != nil {
+			dir = fdName(fds[i])
+		}
+		if err := set("lowerdir+", dir); err != nil {
 			if i == 0 && errors.Is(err, unix.EINVAL) {
 				m.legacy.Store(true)
 				return -1, errLegacy
 			}
-			return -1, fmt.Errorf("lower layer %s: %w", dir, reason(fs, err))
+			return -1, fmt.Errorf("lower layer %s: %w", l.Lower[i], reason(fs, err))
 		}
 	}
 	attr := unix.MOUNT_ATTR_RDONLY
 	if l.Upper != "" {
 		attr = 0
 		for _, o := range [][2]string{{"upperdir", l.Upper}, {"workdir", l.Work}} {
-			if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
+			if err := set(o[0], o[1]); err != nil {
 				return -1, fmt.Errorf("%s %s: %w", o[0], o[1], reason(fs, err))
 			}
 		}
@@ -141,45 +217,59 @@ func reason(fs int, err error) error {
 	return fmt.Errorf("%w (%s)", err, strings.TrimSpace(string(buf[2:n])))
 }
 
-func (m *Mounter) mountLegacy(l Layers, target string) error {
-	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}()
-	open := func(dir string) (string, error) {
-		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return "", fmt.Errorf("layer %s: %w", dir, err)
-		}
-		fds = append(fds, fd)
-		return "/proc/self/fd/" + strconv.Itoa(fd), nil
+// opened are descriptors of directories, whose names are short.
+type opened []int
+
+func (o *opened) open(dir string) (string, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", dir, err)
 	}
+	*o = append(*o, fd)
+	return fdName(fd), nil
+}
+
+func (o *opened) close() {
+	for _, fd := range *o {
+		unix.Close(fd)
+	}
+}
+
+func (m *Mounter) mountLegacy(l Layers, target string, fds []int) error {
+	var o opened
+	defer o.close()
 	var b strings.Builder
 	b.WriteString("index=off,metacopy=off,lowerdir=")
 	for i, dir := range l.Lower {
-		name, err := open(dir)
-		if err != nil {
-			return err
-		}
 		if i > 0 {
 			b.WriteByte(':')
+		}
+		if fds != nil {
+			b.WriteString(fdName(fds[i]))
+			continue
+		}
+		name, err := o.open(dir)
+		if err != nil {
+			return err
 		}
 		b.WriteString(name)
 	}
 	flags := uintptr(unix.MS_RDONLY)
 	if l.Upper != "" {
 		flags = 0
-		upper, err := open(l.Upper)
+		upper, err := o.open(l.Upper)
 		if err != nil {
 			return err
 		}
-		work, err := open(l.Work)
+		work, err := o.open(l.Work)
 		if err != nil {
 			return err
 		}
 		b.WriteString(",upperdir=" + upper + ",workdir=" + work)
+	}
+	// mount(2) would cut the options off without a word.
+	if b.Len()+len(",volatile") >= os.Getpagesize() {
+		return fmt.Errorf("%d layers do not fit into the options of mount(2), it takes Linux 6.7: %w", len(l.Lower), unix.E2BIG)
 	}
 	if l.Upper != "" && !m.noVolatile.Load() {
 		err := unix.Mount("overlay", target, "overlay", flags, b.String()+",volatile")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -110,4 +111,130 @@ func TestMountFails(t *testing.T) {
 			t.Errorf("legacy %v: %v", legacy, err)
 		}
 	}
+}
+
+// options are those of the mount at target that only its file system knows,
+// and its propagation.
+func options(t *testing.T, target string) (super []string, optional string) {
+	t.Helper()
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	for line := range strings.Lines(string(info)) {
+		f := strings.Fields(line)
+		if f[4] == target {
+			return strings.Split(f[len(f)-1], ","), strings.Join(f[6:slices.Index(f, "-")], " ")
+		}
+	}
+	t.Fatalf("nothing is mounted at %s", target)
+	return nil, ""
+}
+
+// TestOptions: what the kernel says that it has mounted.
+func TestOptions(t *testing.T) {
+	needRoot(t)
+	for _, legacy := range []bool{false, true} {
+		var m Mounter
+		m.legacy.Store(legacy)
+		base := t.TempDir()
+		check(t, unix.Mount(base, base, "", unix.MS_BIND, ""))
+		t.Cleanup(func() { check(t, Unmount(base)) })
+		check(t, unix.Mount("", base, "", unix.MS_SHARED, ""))
+		l := Layers{Lower: layers(t, 2), Upper: filepath.Join(base, "u"), Work: filepath.Join(base, "w")}
+		target := filepath.Join(base, "t")
+		for _, d := range []string{l.Upper, l.Work, target} {
+			check(t, os.Mkdir(d, 0o755))
+		}
+		check(t, m.Mount(l, target))
+		t.Cleanup(func() { check(t, Unmount(target)) })
+		got, propagation := options(t, target)
+		if !slices.Contains(got, "volatile") && !slices.Contains(got, "fsync=volatile") { // how it is told has changed
+			t.Errorf("legacy %v: volatile is not among %v", legacy, got)
+		}
+		// What is off by default is not shown; "on" is.
+		if slices.Contains(got, "index=on") || slices.Contains(got, "metacopy=on") {
+			t.Errorf("legacy %v: %v", legacy, got)
+		}
+		if propagation != "" {
+			t.Errorf("legacy %v: propagates: %s", legacy, propagation)
+		}
+	}
+}
+
+func TestMostLayers(t *testing.T) {
+	needRoot(t)
+	var m Mounter
+	most := layers(t, MaxLayers+1)
+	base := t.TempDir()
+	l := Layers{Upper: filepath.Join(base, "u"), Work: filepath.Join(base, "w"), Scratch: filepath.Join(base, "s")}
+	target := filepath.Join(base, "t")
+	for _, d := range []string{l.Upper, l.Work, l.Scratch, target} {
+		check(t, os.Mkdir(d, 0o755))
+	}
+	for _, c := range []struct {
+		n                      int
+		legacy, mapped, attach bool
+		fits                   bool
+	}{
+		{n: MaxLayers, fits: true},
+		{n: MaxLayers, mapped: true, fits: true},
+		{n: MaxLayers, mapped: true, attach: true, fits: true},
+		{n: MaxLayers + 1},
+		{n: 200, legacy: true, fits: true},
+		{n: 200, legacy: true, mapped: true, fits: true},
+		{n: MaxLayers, legacy: true},
+		{n: MaxLayers + 1, legacy: true},
+	} {
+		m.legacy.Store(c.legacy)
+		m.attach.Store(c.attach)
+		l.Lower, l.Map = most[:c.n], nil
+		if c.mapped {
+			l.Map = pods()
+		}
+		err := m.Mount(l, target)
+		if (err == nil) != c.fits || err != nil && !errors.Is(err, unix.E2BIG) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if err == nil {
+			names, err := os.ReadDir(target)
+			if err != nil || len(names) != c.n {
+				t.Errorf("%+v: %d files, %v", c, len(names), err)
+			}
+		}
+		check(t, Unmount(target))
+		check(t, os.RemoveAll(l.Work))
+		check(t, os.Mkdir(l.Work, 0o755))
+	}
+	if _, err := m.View(most, target); !errors.Is(err, unix.E2BIG) {
+		t.Errorf("view of too many: %v", err)
+	}
+}
+
+// TestLongPaths: one option of fsconfig(2) has at most 256 bytes.
+func TestLongPaths(t *testing.T) {
+	needRoot(t)
+	for _, legacy := range []bool{false, true} {
+		var m Mounter
+		m.legacy.Store(legacy)
+		base := filepath.Join(t.TempDir(), strings.Repeat("d", 200), strings.Repeat("e", 200))
+		l := Layers{Lower: []string{base + "/l"}, Upper: base + "/u", Work: base + "/w"}
+		for _, d := range []string{l.Lower[0], l.Upper, l.Work, base + "/t"} {
+			check(t, os.MkdirAll(d, 0o755))
+		}
+		check(t, m.Mount(l, base+"/t"))
+		check(t, Unmount(base+"/t"))
+		if m.legacy.Load() != legacy {
+			t.Error("fell back")
+		}
+	}
+}
+
+func TestUnmountAll(t *testing.T) {
+	needRoot(t)
+	dir := t.TempDir()
+	for range 3 {
+		check(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	}
+	check(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
+	check(t, Unmount(dir))
+	check(t, unix.Rmdir(dir))
 }
