@@ -2,137 +2,288 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
+	"sync"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Open returns a reader of a blob. The transfer starts with the first Read,
 // goes on where it broke off, and falls over to the next host. The bytes are
-// not verified.
+// not verified, but are no more than the blob has.
 func (r *Repository) Open(ctx context.Context, desc ocispec.Descriptor) io.ReadCloser {
-	ctx, cancel := context.WithCancelCause(ctx)
-	b := &blob{repo: r, ctx: ctx, cancel: cancel, desc: desc}
-	b.timer = time.AfterFunc(time.Hour, func() {
-		cancel(fmt.Errorf("no byte of %s from %s for %s: %w", desc.Digest, r.domain, r.timeout, errdefs.ErrUnavailable))
-	})
-	b.timer.Stop()
-	for i := range r.hosts {
-		if r.hosts[i].Capabilities.Has(docker.HostCapabilityPull) {
-			b.hosts = append(b.hosts, &r.hosts[i])
-		}
+	s, err := r.stream(ctx, desc)
+	if err != nil {
+		return failed{err}
 	}
-	return b
+	if r.ranges > 1 && desc.Size >= minRanged {
+		return newRanged(s, r.ranges)
+	}
+	return s
 }
 
-type blob struct {
-	repo   *Repository
-	ctx    context.Context // of the transfer; ends with Close
-	cancel context.CancelCauseFunc
-	timer  *time.Timer // runs while the network is waited for
-	desc   ocispec.Descriptor
-	hosts  []*docker.RegistryHost // the current one first
-	body   io.ReadCloser
-	off    int64
-	fails  int // since the last byte
+// failed is a blob that cannot be read.
+type failed struct{ err error }
+
+func (f failed) Read([]byte) (int, error) { return 0, f.err }
+func (f failed) Close() error             { return nil }
+
+// route is the hosts that are left for a blob, the current first. The streams
+// of one blob share it.
+type route struct {
+	mu    sync.Mutex
+	hosts []*host
 }
 
-func (b *blob) Read(p []byte) (int, error) {
+func (t *route) current() (h *host, last bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.hosts[0], len(t.hosts) == 1
+}
+
+// leave goes on from a host to the next. It says whether there is one.
+func (t *route) leave(h *host) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hosts[0] != h {
+		return true
+	}
+	if len(t.hosts) == 1 {
+		return false
+	}
+	t.hosts = t.hosts[1:]
+	return true
+}
+
+const (
+	// enough bytes between two failures make the earlier one forgotten.
+	enough      = 64 << 10
+	maxFails    = 6
+	maxRestarts = 8 // from the first byte, at hosts without ranges
+)
+
+// stream is a part of a blob, mostly the whole.
+type stream struct {
+	repo     *Repository
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	desc     ocispec.Descriptor
+	route    *route
+	off, end int64 // what is still to come
+	ranged   bool  // ranges it must be, but for the first byte of the blob
+
+	host     *host // of body
+	body     io.ReadCloser
+	unsized  bool  // body may have more than it should
+	broke    error // to be dealt with at the next Read
+	fails    int   // without enough bytes between
+	fresh    int64 // bytes since the last of them
+	restarts int
+}
+
+func (r *Repository) stream(ctx context.Context, desc ocispec.Descriptor) (*stream, error) {
+	if err := checkDigest(desc.Digest); err != nil {
+		return nil, err
+	}
+	if desc.Size < 0 {
+		return nil, fmt.Errorf("blob %s has size %d: %w", desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
+	}
+	hosts, err := r.hostsFor(canPull)
+	if err != nil {
+		return nil, err
+	}
+	return newStream(ctx, r, desc, &route{hosts: hosts}, 0, desc.Size), nil
+}
+
+func newStream(ctx context.Context, r *Repository, desc ocispec.Descriptor, way *route, off, end int64) *stream {
+	ctx, cancel := context.WithCancel(ctx)
+	return &stream{repo: r, ctx: ctx, cancel: cancel, desc: desc, route: way, off: off, end: end}
+}
+
+func (s *stream) Read(p []byte) (int, error) {
 	for {
-		b.timer.Reset(b.repo.timeout)
-		n, err := b.try(p)
-		b.timer.Stop()
-		if n > 0 {
-			b.off += int64(n)
-			b.fails = 0
+		if s.broke == nil {
+			n, err := s.try(p)
+			s.off += int64(n)
+			s.fresh += int64(n)
+			if err != io.EOF {
+				s.broke = err
+			}
+			if n > 0 || err == nil || err == io.EOF {
+				if n > 0 && err == io.EOF {
+					err = nil // it is found again
+				}
+				return n, onlyEOF(err)
+			}
 		}
-		if n > 0 || err == nil || err == io.EOF {
-			return n, err
+		err := s.broke
+		s.broke = nil
+		if s.ctx.Err() != nil {
+			return 0, context.Cause(s.ctx)
 		}
-		if b.ctx.Err() != nil {
-			return 0, context.Cause(b.ctx)
-		}
-		if err := b.next(err); err != nil {
+		if err := s.next(err); err != nil {
 			return 0, err
 		}
 	}
 }
+
+func onlyEOF(err error) error {
+	if err == io.EOF {
+		return err
+	}
+	return nil
+}
+
+// interrupted is an error of a transfer that was under way.
+type interrupted struct{ error }
+
+func (e interrupted) Unwrap() error { return e.error }
 
 // try reads from the current transfer, or starts one where the last ended.
-func (b *blob) try(p []byte) (int, error) {
-	if b.body == nil {
-		if b.off == b.desc.Size {
-			return 0, io.EOF // it broke off right at the end
-		}
-		if len(b.hosts) == 0 {
-			return 0, fmt.Errorf("no host is configured for registry %s: %w", b.repo.domain, errdefs.ErrFailedPrecondition)
-		}
-		if err := b.open(b.hosts[0]); err != nil {
+func (s *stream) try(p []byte) (int, error) {
+	if s.off == s.end {
+		return 0, s.finish()
+	}
+	if s.body == nil {
+		if err := s.open(); err != nil {
 			return 0, err
 		}
 	}
-	n, err := b.body.Read(p)
-	if err == nil || (err == io.EOF && b.off+int64(n) >= b.desc.Size) {
-		return n, err
+	n, err := s.body.Read(p[:min(int64(len(p)), s.end-s.off)])
+	if err == nil || s.off+int64(n) == s.end {
+		return n, nil
 	}
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	b.body.Close()
-	b.body = nil
-	return n, broken(b.hosts[0], fmt.Errorf("blob %s broke off after %d of %d bytes: %w", b.desc.Digest, b.off+int64(n), b.desc.Size, err))
+	s.closeBody()
+	return n, interrupted{broken(s.host.name, fmt.Errorf("blob %s broke off after %d of %d bytes: %w", s.desc.Digest, s.off+int64(n), s.desc.Size, err))}
+}
+
+// finish ends the transfer when all is here.
+func (s *stream) finish() error {
+	if s.body != nil && s.unsized {
+		var more [1]byte
+		if n, _ := s.body.Read(more[:]); n > 0 {
+			s.closeBody()
+			return broken(s.host.name, fmt.Errorf("blob %s is larger than its %d bytes: %w", s.desc.Digest, s.desc.Size, errdefs.ErrDataLoss))
+		}
+	}
+	s.closeBody()
+	return io.EOF
+}
+
+func (s *stream) closeBody() {
+	if s.body != nil {
+		s.body.Close()
+		s.body = nil
+	}
 }
 
 // next decides after a failure: again at this host, at the next, or the end.
-func (b *blob) next(err error) error {
-	b.fails++
-	again := errdefs.IsUnavailable(err) && b.off > 0 && b.fails <= maxAttempts
-	if !again {
-		if len(b.hosts) <= 1 {
-			return err
-		}
-		b.hosts = b.hosts[1:]
-		b.fails = 0
-		return nil
+func (s *stream) next(err error) error {
+	if s.fresh >= enough {
+		s.fails = 0
 	}
-	return sleep(b.ctx, time.Duration(b.fails*b.fails)*50*time.Millisecond)
-}
-
-func (b *blob) open(host *docker.RegistryHost) error {
-	resp, err := b.repo.request(b.ctx, host, http.MethodGet, "blobs/"+b.desc.Digest.String(), nil, b.off)
-	if err != nil {
+	s.fresh = 0
+	var under interrupted
+	if errors.As(err, &under) && transient(under.error) {
+		if s.fails++; s.fails <= maxFails {
+			if s.fails == 1 {
+				return nil
+			}
+			return sleep(s.ctx, jitter(min(s.repo.backoff<<(s.fails-2), maxWait)))
+		}
+	}
+	if errors.Is(err, errNoRanges) || s.host == nil || !s.route.leave(s.host) {
 		return err
 	}
-	if err := b.check(resp); err != nil {
-		resp.Body.Close()
-		return broken(host, err)
-	}
-	b.body = resp.Body
+	s.repo.leave(s.ctx, s.host, err)
+	s.fails, s.restarts = 0, 0
 	return nil
 }
 
-// check tells whether the answer is the rest of the blob.
-func (b *blob) check(resp *http.Response) error {
+// restart begins anew at the next host, since what came from this one was
+// wrong.
+func (s *stream) restart(err error) error {
+	if s.host == nil || !s.route.leave(s.host) {
+		return err
+	}
+	s.repo.leave(s.ctx, s.host, err)
+	s.off = 0
+	s.closeBody()
+	return nil
+}
+
+func (s *stream) hostName() string {
+	if s.host == nil {
+		return s.repo.domain
+	}
+	return s.host.name
+}
+
+// open asks the current host for what is still to come.
+func (s *stream) open() error {
+	var last bool
+	s.host, last = s.route.current()
+	q := query{method: http.MethodGet, what: "blobs/" + s.desc.Digest.String()}
+	switch {
+	case s.end < s.desc.Size || s.ranged:
+		q.ranges = fmt.Sprintf("bytes=%d-%d", s.off, s.end-1)
+	case s.off > 0:
+		q.ranges = fmt.Sprintf("bytes=%d-", s.off)
+	}
+	resp, err := s.repo.request(s.ctx, s.host, last, q)
+	if err != nil {
+		return err
+	}
+	s.body = resp.Body
+	if err := s.check(resp); err != nil {
+		s.closeBody()
+		return err
+	}
+	return nil
+}
+
+// check tells whether the answer is what was asked for.
+func (s *stream) check(resp *http.Response) error {
+	s.unsized = resp.ContentLength < 0
 	if resp.StatusCode == http.StatusPartialContent {
-		start, total, ok := parseRange(resp.Header.Get("Content-Range"))
-		if !ok || start != b.off || (total >= 0 && total != b.desc.Size) {
-			return fmt.Errorf("answer has range %.64q, not one from %d of %d bytes: %w", resp.Header.Get("Content-Range"), b.off, b.desc.Size, errdefs.ErrDataLoss)
+		text := resp.Header.Get("Content-Range")
+		start, total, ok := parseRange(text)
+		if !ok || start != s.off || (total >= 0 && total != s.desc.Size) {
+			return broken(s.host.name, fmt.Errorf("answer has range %q, not one from %d of %d bytes: %w",
+				printable(text, 64), s.off, s.desc.Size, errdefs.ErrDataLoss))
 		}
 		return nil
 	}
-	if resp.ContentLength >= 0 && resp.ContentLength != b.desc.Size {
-		return fmt.Errorf("blob %s has %d bytes, not %d: %w", b.desc.Digest, resp.ContentLength, b.desc.Size, errdefs.ErrDataLoss)
+	if resp.ContentLength >= 0 && resp.ContentLength != s.desc.Size {
+		return broken(s.host.name, fmt.Errorf("blob %s has %d bytes, not %d: %w", s.desc.Digest, resp.ContentLength, s.desc.Size, errdefs.ErrDataLoss))
+	}
+	if s.off == 0 { // the whole instead of the first part
+		s.end = s.desc.Size
+		return nil
+	}
+	if s.ranged {
+		return broken(s.host.name, errNoRanges)
 	}
 	// It knows no ranges: what is already here comes again.
-	_, err := io.CopyN(io.Discard, resp.Body, b.off)
-	return err
+	if s.restarts++; s.restarts > maxRestarts {
+		return broken(s.host.name, fmt.Errorf("blob %s broke off %d times at a host without ranges: %w", s.desc.Digest, s.restarts, errdefs.ErrUnavailable))
+	}
+	if _, err := io.CopyN(io.Discard, s.body, s.off); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return interrupted{broken(s.host.name, err)}
+	}
+	return nil
 }
 
 // parseRange reads `bytes 5-9/10`; total is -1 for `*`.
@@ -141,32 +292,26 @@ func parseRange(s string) (start, total int64, ok bool) {
 	if !ok {
 		return 0, 0, false
 	}
-	span, size, ok := strings.Cut(s, "/")
+	span, size, _ := strings.Cut(s, "/")
+	first, last, ok := strings.Cut(span, "-")
 	if !ok {
 		return 0, 0, false
 	}
-	first, _, ok := strings.Cut(span, "-")
-	if !ok {
-		return 0, 0, false
-	}
-	start, err := strconv.ParseInt(first, 10, 64)
-	if err != nil {
+	start, err1 := strconv.ParseInt(first, 10, 64)
+	end, err2 := strconv.ParseInt(last, 10, 64)
+	if err1 != nil || err2 != nil || start < 0 || end < start {
 		return 0, 0, false
 	}
 	if size == "*" {
 		return start, -1, true
 	}
-	total, err = strconv.ParseInt(size, 10, 64)
-	return start, total, err == nil
+	total, err := strconv.ParseInt(size, 10, 64)
+	return start, total, err == nil && end < total
 }
 
 // Close ends the transfer.
-func (b *blob) Close() error {
-	b.timer.Stop()
-	b.cancel(context.Canceled)
-	if b.body != nil {
-		b.body.Close()
-		b.body = nil
-	}
+func (s *stream) Close() error {
+	s.cancel()
+	s.closeBody()
 	return nil
 }

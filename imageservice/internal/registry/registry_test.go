@@ -109,6 +109,9 @@ func repository(t *testing.T, c Client, host string, auth *runtimeapi.AuthConfig
 	if c.ProgressTimeout == 0 {
 		c.ProgressTimeout = 10 * time.Second
 	}
+	if c.backoff == 0 {
+		c.backoff = time.Millisecond
+	}
 	r, err := c.Repository(t.Context(), name, auth)
 	if err != nil {
 		t.Fatal(err)
@@ -161,7 +164,7 @@ func TestBasicAuth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := fetchAll(t, repository(t, Client{}, s.host(), c.auth))
-			if c.ok != (err == nil) || (!c.ok && !errdefs.IsPermissionDenied(err)) {
+			if c.ok != (err == nil) || (!c.ok && !errdefs.IsUnauthorized(err)) {
 				t.Errorf("got %v", err)
 			}
 			for _, secret := range []string{"secret", "Wr0ng", "t0ken"} {
@@ -214,7 +217,7 @@ func TestTokenAuth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := fetchAll(t, repository(t, Client{}, s.host(), c.auth))
-			if c.ok != (err == nil) || (!c.ok && !errdefs.IsPermissionDenied(err)) {
+			if c.ok != (err == nil) || (!c.ok && !errdefs.IsUnauthorized(err)) {
 				t.Errorf("got %v", err)
 			}
 		})
