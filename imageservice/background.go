@@ -12,14 +12,20 @@ import (
 // reclaimLoop deletes what nobody needs any more, until Close. What it does
 // not get to is deleted after the next start.
 func (s *Service) reclaimLoop() {
+	var later <-chan time.Time // when something kept for a retry is due
 	for {
 		select {
 		case <-s.stop.Done():
 			return
 		case <-s.reclaim:
+		case <-later:
 		}
-		if err := s.reap(); err != nil {
+		next, err := s.reap(time.Now())
+		if err != nil {
 			s.log.Error(err, "Unused layers not removed; they are at the next start")
+		}
+		if later = nil; next > 0 {
+			later = time.After(next)
 		}
 		s.emptyTrash()
 	}

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	ggcrregistry "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -349,11 +350,16 @@ func status(t testing.TB, s *Service, ref string) *runtimeapi.Image {
 	return resp.Image
 }
 
-// settle waits until the background has nothing left to delete, and lists
-// what is in the layer, tmp and trash directories.
+// leftovers has everything deleted that nobody needs, and lists what is then in
+// the layer, tmp and trash directories.
 func leftovers(t testing.TB, s *Service) []string {
 	t.Helper()
-	if err := s.reap(); err != nil {
+	return leftoversAt(t, s, time.Now())
+}
+
+func leftoversAt(t testing.TB, s *Service, now time.Time) []string {
+	t.Helper()
+	if _, err := s.reap(now); err != nil {
 		t.Error(err)
 	}
 	s.emptyTrash()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -16,7 +17,9 @@ import (
 // containers that need it; guarded by Service.mu.
 type storedLayer struct {
 	meta.Layer
-	refs int
+	refs      int
+	recorded  bool      // its record is on disk
+	keptUntil time.Time // while refs is 0
 }
 
 // image is never modified after it was put into the index, but replaced.
@@ -27,6 +30,8 @@ type image struct {
 	raw    []byte         // the config as the registry has it
 	layers []*storedLayer // lowest first
 	root   rootMeta
+	// artifact: its one layer has files to be mounted, and none to be run.
+	artifact bool
 }
 
 // rootMeta is what the image says of its root directory.
@@ -157,7 +162,7 @@ func (s *Service) hold(key string) *storedLayer {
 }
 
 // release drops references; layers that nobody needs any more are deleted in
-// the background.
+// the background, those that never belonged to a whole image after a while.
 func (s *Service) release(layers ...*storedLayer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,6 +175,9 @@ func (s *Service) releaseLocked(layers []*storedLayer) {
 			continue
 		}
 		if l.refs--; l.refs == 0 {
+			if l.keptUntil = (time.Time{}); !l.recorded {
+				l.keptUntil = time.Now().Add(keepFor)
+			}
 			s.idle = append(s.idle, l)
 			wake(s.reclaim)
 		}
@@ -184,35 +192,4 @@ func (s *Service) addLayer(m meta.Layer) *storedLayer {
 	s.used.Bytes += m.Bytes
 	s.used.Inodes += m.Inodes
 	return l
-}
-
-// reap takes the layers out of the index that nobody needs, then off the
-// disk. A crash in between leaves directories without a record, or records
-// without a directory; both are repaired at Open.
-func (s *Service) reap() error {
-	s.change.Lock()
-	defer s.change.Unlock()
-	s.mu.Lock()
-	var keys []string
-	for _, l := range s.idle {
-		if l.refs > 0 || s.layers[l.Key] != l {
-			continue
-		}
-		delete(s.layers, l.Key)
-		s.used.Bytes -= l.Bytes
-		s.used.Inodes -= l.Inodes
-		keys = append(keys, l.Key)
-	}
-	s.idle = nil
-	s.mu.Unlock()
-	if len(keys) == 0 {
-		return nil
-	}
-	err := s.meta.Update(meta.Change{DropLayers: keys})
-	for _, key := range keys {
-		if derr := s.discard(s.path(layersDir, key)); derr != nil && err == nil {
-			err = derr
-		}
-	}
-	return err
 }

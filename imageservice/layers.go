@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,26 +21,6 @@ func layerKey(diffID digest.Digest) string { return diffID.Encoded() }
 // chainKey names the directory of a layer that is right for one chain only.
 func chainKey(chainID digest.Digest) string { return chainID.Encoded() + ".chain" }
 
-// fetched is what one download of a layer gave: a stored layer, or one that
-// must be completed by the pull that claims it.
-type fetched struct {
-	layer   *storedLayer
-	dir     string // in tmp, of a layer to be completed
-	result  *layer.Result
-	claimed atomic.Bool
-}
-
-// dropFetched runs when all who waited for a download have left.
-func (s *Service) dropFetched(f *fetched) {
-	if f.layer != nil {
-		s.release(f.layer)
-		return
-	}
-	if !f.claimed.Load() {
-		s.discardLogged(f.dir)
-	}
-}
-
 func (s *Service) discardLogged(dir string) {
 	if err := s.discard(dir); err != nil {
 		s.log.Error(err, "Directory not removed; it is at the next start", "directory", dir)
@@ -52,53 +31,68 @@ func (s *Service) discardLogged(dir string) {
 type wanted struct {
 	blob            ocispec.Descriptor
 	diffID, chainID digest.Digest
+	image           string // id, for whose turn it is
 }
 
 // obtain returns a stored layer with a reference for the caller, or one that
 // the caller is to complete. Each layer is fetched once, whoever asks.
-func (s *Service) obtain(ctx context.Context, repo source, w wanted) (*storedLayer, *fetched, error) {
-	flight := layerKey(w.diffID)
+func (s *Service) obtain(ctx context.Context, src source, w wanted) (*storedLayer, *fetched, error) {
 	for {
-		if l := s.hold(chainKey(w.chainID)); l != nil {
-			return l, nil, nil
+		l, f, busy := s.look(w)
+		if l != nil || f != nil {
+			return l, f, nil
 		}
-		if l := s.hold(layerKey(w.diffID)); l != nil {
-			return l, nil, nil
+		if busy != nil {
+			select {
+			case <-busy:
+				continue
+			case <-ctx.Done():
+				return nil, nil, context.Cause(ctx)
+			}
 		}
-		f, release, err := s.fetches.Do(ctx, flight, func(ctx context.Context) (*fetched, error) {
-			return s.fetch(ctx, repo, w)
+		l, release, err := s.fetches.Do(ctx, layerKey(w.diffID), func(ctx context.Context) (*storedLayer, error) {
+			return s.fetch(ctx, src, w)
 		})
 		if err != nil {
 			return nil, nil, err
 		}
-		if f.layer != nil {
+		if l != nil {
 			s.mu.Lock()
-			f.layer.refs++
+			l.refs++
 			s.mu.Unlock()
-			release()
-			return f.layer, nil, nil
 		}
-		mine := f.claimed.CompareAndSwap(false, true)
 		release()
-		if mine {
-			return nil, f, nil
+		if l != nil {
+			return l, nil, nil
 		}
-		// Another pull took it for its chain of layers.
-		flight = chainKey(w.chainID)
 	}
 }
 
-// fetch downloads, verifies and unpacks a layer. On an error nothing is left.
-func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched, err error) {
+// dropFetched runs when all who waited for a download have left.
+func (s *Service) dropFetched(l *storedLayer) { s.release(l) }
+
+// fetch downloads, verifies and unpacks a layer. It is stored, or else parked
+// and to be looked for. On an error nothing is left.
+func (s *Service) fetch(ctx context.Context, src source, w wanted) (_ *storedLayer, err error) {
 	ctx, done, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	if err := s.slots.Acquire(ctx, 1); err != nil {
-		return nil, context.Cause(ctx)
+	if err := s.slots.acquire(ctx, w.image); err != nil {
+		return nil, err
 	}
-	defer s.slots.Release(1)
+	defer s.slots.release()
+	s.mu.Lock() // it may have come while nobody held it
+	l := s.stored(w)
+	if l != nil {
+		l.refs++
+	}
+	there := l != nil || s.claims[w.chainID] != nil || s.parked[w.diffID] != nil
+	s.mu.Unlock()
+	if there {
+		return l, nil
+	}
 
 	dir := s.path(tmpDir, s.unique())
 	if err := os.MkdirAll(filepath.Join(dir, "fs"), 0o755); err != nil {
@@ -114,9 +108,9 @@ func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched,
 		return nil, err
 	}
 	defer root.Close()
-	src := layer.Source{
+	blob := layer.Source{
 		Open: func(ctx context.Context) (io.ReadCloser, error) {
-			return s.progress.count(w.blob.Digest, repo.Open(ctx, w.blob)), nil
+			return s.progress.count(w.blob.Digest, src.Open(ctx, w.blob)), nil
 		},
 		Digest: w.blob.Digest,
 		Size:   w.blob.Size,
@@ -128,20 +122,36 @@ func (s *Service) fetch(ctx context.Context, repo source, w wanted) (_ *fetched,
 			return nil, err
 		}
 		defer keep.Close()
-		src.Keep = keep
+		blob.Keep = keep
 	}
-	res, err := layer.Unpack(ctx, src, int(root.Fd()), layer.Limits{Entries: s.cfg.Limits.LayerEntries, Bytes: s.cfg.Limits.LayerSize, Ratio: s.cfg.Limits.LayerRatio})
+	res, err := layer.Unpack(ctx, blob, int(root.Fd()), layer.Limits{Entries: s.cfg.Limits.LayerEntries, Bytes: s.cfg.Limits.LayerSize, Ratio: s.cfg.Limits.LayerRatio})
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
 	}
 	if res.Dependent() {
-		return &fetched{dir: dir, result: res}, nil
+		s.park(&fetched{dir: dir, result: res}, w.diffID)
+		return nil, nil
 	}
-	l, err := s.store(dir, meta.Layer{Key: layerKey(w.diffID), DiffID: w.diffID}, res)
+	return s.store(dir, meta.Layer{Key: layerKey(w.diffID), DiffID: w.diffID}, res)
+}
+
+// finish completes a claimed layer when those below it are ready. On an error
+// it is parked again, or gone when it was completed in part.
+func (s *Service) finish(ctx context.Context, f *fetched, w wanted, below []*storedLayer, ready []chan struct{}) (*storedLayer, error) {
+	defer s.settle(w)
+	for _, c := range ready {
+		select {
+		case <-c:
+		case <-ctx.Done():
+			s.park(f, w.diffID)
+			return nil, context.Cause(ctx)
+		}
+	}
+	l, err := s.complete(ctx, f, w, below)
 	if err != nil {
-		return nil, err
+		s.discardLogged(f.dir)
 	}
-	return &fetched{layer: l}, nil
+	return l, err
 }
 
 // complete finishes a layer for the chain of layers below it, lowest first,
@@ -164,6 +174,9 @@ func (s *Service) complete(ctx context.Context, f *fetched, w wanted, below []*s
 			return nil, fmt.Errorf("layer %s: viewing the layers below: %w", w.blob.Digest, err)
 		}
 		defer unix.Close(view)
+		if err := os.Remove(scratch); err != nil {
+			return nil, err
+		}
 	}
 	if err := f.result.Complete(ctx, int(root.Fd()), view); err != nil {
 		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)

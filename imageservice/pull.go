@@ -23,9 +23,6 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/registry"
 )
 
-// maxIndexDepth bounds indexes in indexes.
-const maxIndexDepth = 3
-
 // pullOnce joins a pull of the same reference with the same credentials that
 // is under way, or makes one.
 func (s *Service) pullOnce(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (*image, error) {
@@ -70,44 +67,42 @@ func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtime
 	if img, err := s.unchanged(ctx, repo, named); img != nil || err != nil {
 		return img, err
 	}
-	top, m, content, err := s.manifests(ctx, repo, object(named))
+	found, err := s.manifests(ctx, repo, object(named))
 	if err != nil {
 		return nil, err
 	}
-	names := []string{digestName(named, top.Digest)}
+	names := []string{digestName(named, found.top.Digest)}
 	if _, ok := named.(reference.Digested); !ok {
 		names = append(names, named.String())
 	}
-	id := m.Config.Digest.String()
-	s.progress.leadsTo(this, id)
+	s.progress.leadsTo(this, found.id())
 	s.mu.RLock()
-	have := s.images[id]
+	have := s.images[found.id()]
 	s.mu.RUnlock()
 	if have != nil {
-		return s.renamed(id, names)
+		return s.renamed(have.ID, names)
 	}
-	img, err := s.fetchImage(ctx, repo, m, content, names)
+	img, err := s.fetchImage(ctx, repo, found, names)
 	if err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Pulled image", "image", named.String(), "imageID", img.ID, "digest", top.Digest,
-		"bytes", size(m.Layers), "layers", len(m.Layers), "duration", time.Since(start))
+	klog.FromContext(ctx).Info("Pulled image", "image", named.String(), "imageID", img.ID, "digest", found.top.Digest,
+		"bytes", size(found.manifest.Layers), "layers", len(found.manifest.Layers), "duration", time.Since(start))
 	return img, nil
 }
 
 // fetchImage makes an image out of its blobs and gives it names. Several names
 // may lead to one image at once: it comes once.
-func (s *Service) fetchImage(ctx context.Context, src source, m *manifest.Manifest, content map[digest.Digest][]byte, names []string) (*image, error) {
-	id := m.Config.Digest.String()
-	img, release, err := s.downloads.Do(ctx, id, func(ctx context.Context) (*image, error) {
+func (s *Service) fetchImage(ctx context.Context, src source, found resolved, names []string) (*image, error) {
+	img, release, err := s.downloads.Do(ctx, found.id(), func(ctx context.Context) (*image, error) {
 		ctx, done, err := s.begin(ctx)
 		if err != nil {
 			return nil, err
 		}
 		defer done()
-		here, end := s.progress.transfer(id, m.Layers)
+		here, end := s.progress.transfer(found.id(), found.manifest.Layers)
 		defer end()
-		img, err := s.download(ctx, src, m, content, here)
+		img, content, err := s.download(ctx, src, found, here)
 		if err != nil {
 			return nil, err
 		}
@@ -195,38 +190,57 @@ func (s *Service) rename(id string, names []string) (*image, error) {
 	return s.images[id], nil
 }
 
-// manifests goes from a tag or digest through indexes to the manifest for
-// this platform. content is that manifest, as it is to be kept.
-func (s *Service) manifests(ctx context.Context, repo *registry.Repository, ref string) (top ocispec.Descriptor, m *manifest.Manifest, content map[digest.Digest][]byte, err error) {
+// resolved is what a name has led to.
+type resolved struct {
+	top      ocispec.Descriptor // of the index or manifest that has the name
+	digest   digest.Digest      // of the manifest
+	body     []byte             // of the manifest
+	manifest *manifest.Manifest
+}
+
+// id is that of the image: the digest of its config. An artifact has no config
+// of its own, so many have the same; its id is the digest of the manifest.
+func (r resolved) id() string {
+	if r.manifest.IsArtifact() {
+		return r.digest.String()
+	}
+	return r.manifest.Config.Digest.String()
+}
+
+// manifests goes from a tag or digest through indexes to the manifest for this
+// platform. Each but the first is asked for by the digest that the one before
+// it has, so that who agrees to the first has agreed to all.
+func (s *Service) manifests(ctx context.Context, repo *registry.Repository, ref string) (found resolved, err error) {
 	platform := platforms.Default()
 	mediaType := ""
 	for depth := 0; ; depth++ {
-		desc, body, err := repo.Manifest(ctx, ref, manifest.Accept, manifest.MaxSize)
+		desc, body, err := repo.Manifest(ctx, ref, manifest.Accept, s.cfg.Limits.ManifestSize)
 		if err != nil {
-			return top, nil, nil, err
-		}
-		if depth == 0 {
-			top = desc
-			if err := manifest.CheckDigest(desc.Digest); err != nil {
-				return top, nil, nil, err
-			}
+			return found, err
 		}
 		if mediaType == "" {
 			mediaType = desc.MediaType
 		}
-		doc, err := manifest.Parse(mediaType, body)
+		if depth == 0 {
+			found.top = desc
+			if err := manifest.CheckDigest(desc.Digest); err != nil {
+				return found, err
+			}
+		}
+		doc, err := manifest.Parse(mediaType, body, s.manifestLimits())
 		if err != nil {
-			return top, nil, nil, fmt.Errorf("%s: %w", desc.Digest, err)
+			return found, fmt.Errorf("%s: %w", desc.Digest, err)
 		}
 		if doc.Manifest != nil {
-			return top, doc.Manifest, map[digest.Digest][]byte{desc.Digest: body}, nil
+			found.digest, found.body, found.manifest = desc.Digest, body, doc.Manifest
+			return found, nil
 		}
-		if depth == maxIndexDepth {
-			return top, nil, nil, fmt.Errorf("more than %d indexes in one another: %w", maxIndexDepth, errdefs.ErrInvalidArgument)
+		if depth == s.cfg.Limits.IndexDepth {
+			return found, fmt.Errorf("more than %d indexes in one another: %w", depth, errdefs.ErrInvalidArgument)
 		}
 		next, err := manifest.Select(doc.Index, platform)
 		if err != nil {
-			return top, nil, nil, err
+			return found, err
 		}
 		ref, mediaType = next.Digest.String(), next.MediaType
 	}
@@ -242,65 +256,74 @@ type source interface {
 }
 
 // download fetches the config and all layers. The image it returns holds a
-// reference to each layer; on an error none is held. here is called with the
-// number of each layer that is.
-func (s *Service) download(ctx context.Context, src source, m *manifest.Manifest, content map[digest.Digest][]byte, here func(int)) (_ *image, err error) {
-	raw, err := src.Blob(ctx, m.Config)
-	if err != nil {
-		return nil, fmt.Errorf("image config: %w", err)
+// reference to each layer; on an error none is held, and those that were
+// fetched stay for a while. here is called with the number of each layer that
+// is. content is the documents to be kept.
+func (s *Service) download(ctx context.Context, src source, found resolved, here func(int)) (_ *image, content map[digest.Digest][]byte, err error) {
+	defer func() { s.dropKept(err) }()
+	content = map[digest.Digest][]byte{found.digest: found.body}
+	if found.manifest.IsArtifact() {
+		img, err := s.downloadArtifact(ctx, src, found, here)
+		return img, content, err
 	}
-	config, err := manifest.ParseConfig(raw, len(m.Layers), platforms.Default())
+	raw, err := src.Blob(ctx, found.manifest.Config)
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("image config: %w", err)
 	}
-	layers := make([]*storedLayer, len(m.Layers))
-	pending := make([]*fetched, len(m.Layers))
-	defer func() {
-		if err != nil {
-			s.release(layers...)
-		}
-		for _, f := range pending {
-			if f != nil {
-				s.discardLogged(f.dir) // not completed
-			}
-		}
-	}()
-	want := make([]wanted, len(m.Layers))
+	content[found.manifest.Config.Digest] = raw
+	config, err := manifest.ParseConfig(raw, len(found.manifest.Layers), platforms.Default())
+	if err != nil {
+		return nil, nil, err
+	}
+	layers, err := s.obtainAll(ctx, src, found, config, here)
+	if err != nil {
+		return nil, nil, err
+	}
+	img, err := s.newImage(found.id(), raw, config, layers)
+	if err != nil {
+		s.release(layers...)
+		return nil, nil, err
+	}
+	img.record = meta.Image{ID: img.ID, Manifest: found.digest, Layers: keys(layers)}
+	return img, content, nil
+}
+
+// obtainAll obtains the layers of an image at once and completes each when
+// those below it are ready. Another pull may wait for one of them, so none
+// waits for those above it.
+func (s *Service) obtainAll(ctx context.Context, src source, found resolved, config *manifest.Config, here func(int)) ([]*storedLayer, error) {
+	blobs := found.manifest.Layers
+	layers := make([]*storedLayer, len(blobs))
+	ready := make([]chan struct{}, len(blobs))
+	for i := range ready {
+		ready[i] = make(chan struct{})
+	}
 	group, gctx := errgroup.WithContext(ctx)
-	for i := range m.Layers {
-		want[i] = wanted{m.Layers[i], config.RootFS.DiffIDs[i], config.ChainIDs[i]}
-		group.Go(func() (err error) {
-			layers[i], pending[i], err = s.obtain(gctx, src, want[i])
-			if err == nil {
-				here(i)
+	for i, blob := range blobs {
+		group.Go(func() error {
+			w := wanted{blob: blob, diffID: config.RootFS.DiffIDs[i], chainID: config.ChainIDs[i], image: found.id()}
+			l, f, err := s.obtain(gctx, src, w)
+			if f != nil {
+				l, err = s.finish(gctx, f, w, layers[:i], ready[:i])
 			}
-			return err
+			if err != nil {
+				return err
+			}
+			layers[i] = l
+			close(ready[i])
+			here(i)
+			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, err
+	err := group.Wait()
+	if err == nil {
+		return layers, nil
 	}
-	for i, f := range pending {
-		if f == nil {
-			continue
-		}
-		if layers[i], err = s.complete(ctx, f, want[i], layers[:i]); err != nil {
-			return nil, err
-		}
-		pending[i] = nil
+	s.release(layers...)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	img, err := s.newImage(m.Config.Digest.String(), raw, config, layers)
-	if err != nil {
-		return nil, err
-	}
-	for d := range content {
-		img.record = meta.Image{ID: img.ID, Manifest: d, Layers: keys(layers)}
-	}
-	content[m.Config.Digest] = raw
-	return img, nil
+	return nil, err
 }
 
 // newImage puts an image together; its names come with put.
@@ -350,6 +373,9 @@ func (s *Service) record(img *image, content map[digest.Digest][]byte, names []s
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for _, l := range img.layers {
+		l.recorded = true
+	}
 	if old := s.images[img.ID]; old != nil { // pulled by another name meanwhile
 		s.releaseLocked(img.layers)
 		img = old

@@ -41,7 +41,8 @@ func (s *Service) recover() error {
 			repair.DropLayers = append(repair.DropLayers, key)
 			continue
 		}
-		s.addLayer(l).refs = 0
+		stored := s.addLayer(l)
+		stored.refs, stored.recorded = 0, true
 	}
 	if err := s.meta.Update(repair); err != nil {
 		return err
@@ -85,9 +86,12 @@ func (s *Service) recoverImages(state meta.State) error {
 }
 
 func (s *Service) load(record meta.Image, raw []byte) (*image, error) {
-	config, err := manifest.ParseConfig(raw, len(record.Layers), platforms.All)
-	if err != nil {
-		return nil, err
+	config := &manifest.Config{}
+	if !record.Artifact {
+		var err error
+		if config, err = manifest.ParseConfig(raw, len(record.Layers), platforms.All); err != nil {
+			return nil, err
+		}
 	}
 	var layers []*storedLayer
 	for _, key := range record.Layers {
@@ -101,7 +105,7 @@ func (s *Service) load(record meta.Image, raw []byte) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img.record = record
+	img.record, img.artifact = record, record.Artifact
 	return img, nil
 }
 

@@ -101,11 +101,14 @@ func (s *Service) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequ
 	}
 	resp := &runtimeapi.ImageStatusResponse{Image: img.cri()}
 	if req.GetVerbose() {
-		info, err := json.Marshal(map[string]any{
-			"chainID":   img.config.ChainIDs[len(img.config.ChainIDs)-1],
-			"imageSpec": json.RawMessage(img.raw),
-			"layers":    img.record.Layers,
-		})
+		about := map[string]any{"layers": img.record.Layers}
+		if img.artifact {
+			about["manifest"] = json.RawMessage(img.raw)
+		} else {
+			about["imageSpec"] = json.RawMessage(img.raw)
+			about["chainID"] = img.config.ChainIDs[len(img.config.ChainIDs)-1]
+		}
+		info, err := json.Marshal(about)
 		if err != nil {
 			return nil, fmt.Errorf("describing image %s: %w", img.ID, err)
 		}

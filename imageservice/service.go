@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
@@ -70,18 +70,6 @@ type Verify struct {
 	Timeout time.Duration
 }
 
-// Limits bound what comes from a registry or an archive. A field of 0 means
-// the default that `gantry config --default` shows.
-type Limits struct {
-	// ManifestSize is of a manifest, an index or a config, in bytes.
-	ManifestSize int64
-	IndexDepth   int
-	Layers       int
-	LayerEntries int64 // files and directories of one layer
-	LayerSize    int64 // of one layer's tar, in bytes
-	LayerRatio   int64 // of tar to blob, above a tar of 1 GiB
-}
-
 // Image is an image on this node: all its layers are unpacked and verified.
 type Image struct {
 	// ID is the digest of the image config, `sha256:<hex>`.
@@ -110,14 +98,14 @@ type Service struct {
 	meta     *meta.Store
 	registry registry.Client
 	mounter  overlay.Mounter
-	slots    *semaphore.Weighted // of MaxDownloads
+	slots    slots // of MaxDownloads
 
 	// What is under way: a reference with its credentials asked of the
 	// registry, an image fetched (by id), a layer fetched (by diffID). Each
 	// starts the next.
 	pulls     flight.Group[*image]
 	downloads flight.Group[*image]
-	fetches   flight.Group[*fetched]
+	fetches   flight.Group[*storedLayer]
 	progress  progress
 
 	stop    context.Context // ends with Close; not one of a request
@@ -137,7 +125,9 @@ type Service struct {
 	images     map[string]*image
 	names      map[string]string // tags and digests → image id
 	layers     map[string]*storedLayer
-	idle       []*storedLayer // have been at no references; may be again in use
+	idle       []*storedLayer                  // have been at no references; may be again in use
+	parked     map[digest.Digest]*fetched      // to be claimed, by diffID
+	claims     map[digest.Digest]chan struct{} // being completed, by chainID
 	containers map[string]*container
 	used       Usage // of all layers
 	temps      uint64
@@ -161,6 +151,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	if cfg.ProgressTimeout <= 0 {
 		cfg.ProgressTimeout = time.Minute
 	}
+	cfg.Limits = cfg.Limits.orDefault()
 	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.RunDir) {
 		return nil, fmt.Errorf("root %q and run directory %q of images must be absolute: %w", cfg.Root, cfg.RunDir, errdefs.ErrInvalidArgument)
 	}
@@ -183,14 +174,16 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	s := &Service{
 		cfg:        cfg,
 		log:        klog.FromContext(ctx),
-		registry:   registry.Client{HostsDirs: cfg.HostsDirs, ProgressTimeout: cfg.ProgressTimeout},
-		slots:      semaphore.NewWeighted(int64(cfg.MaxDownloads)),
+		registry:   registry.Client{HostsDirs: cfg.HostsDirs, DockerConfig: cfg.DockerConfig, ProgressTimeout: cfg.ProgressTimeout, Ranges: cfg.LayerRanges},
+		slots:      slots{free: cfg.MaxDownloads},
 		reclaim:    make(chan struct{}, 1),
 		pulled:     make(chan struct{}, 1),
 		measure:    make(chan struct{}, 1),
 		images:     make(map[string]*image),
 		names:      make(map[string]string),
 		layers:     make(map[string]*storedLayer),
+		parked:     make(map[digest.Digest]*fetched),
+		claims:     make(map[digest.Digest]chan struct{}),
 		containers: make(map[string]*container),
 	}
 	s.fetches.Drop = s.dropFetched

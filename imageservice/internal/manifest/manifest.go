@@ -5,9 +5,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -15,6 +13,7 @@ import (
 const (
 	DockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	DockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerConfig   = "application/vnd.docker.container.image.v1+json"
 	dockerSchema1  = "application/vnd.docker.distribution.manifest.v1"
 	dockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
 	ociLayer       = "application/vnd.oci.image.layer.v1.tar"
@@ -23,13 +22,17 @@ const (
 // Accept are the media types to ask a registry for.
 var Accept = []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerIndex, DockerManifest}
 
+// Limits bound one document. 0 is no room, not no limit.
+type Limits struct {
+	Size   int64 // bytes of a document, and of those that it leads to
+	Layers int
+}
+
 const (
-	// MaxSize bounds one document, in bytes.
-	MaxSize = 4 << 20
-	// MaxLayers is what overlayfs can stack.
-	MaxLayers = 500
 	// maxManifests bounds the entries of an index.
 	maxManifests = 1024
+	// maxBlob bounds what a layer may say of its size.
+	maxBlob = 1 << 42
 )
 
 // Document is an index or a manifest, never both.
@@ -38,11 +41,18 @@ type Document struct {
 	Manifest *Manifest
 }
 
-// Manifest names the parts of one image.
+// Manifest names the parts of one image or artifact.
 type Manifest struct {
 	Config ocispec.Descriptor
 	Layers []ocispec.Descriptor // lowest first
+	// ArtifactType is what an artifact is; "" for an image.
+	ArtifactType string
+	// Files are the relative paths of an artifact's layers; none for an image.
+	Files []string
 }
+
+// IsArtifact says that it is no image: it has files but no layers and no config.
+func (m *Manifest) IsArtifact() bool { return m.ArtifactType != "" }
 
 // document has the fields of both kinds, so that a mixture is seen.
 type document struct {
@@ -57,9 +67,9 @@ type document struct {
 
 // Parse reads an index or a manifest. mediaType is what the registry or the
 // index said of it; "" if nothing.
-func Parse(mediaType string, body []byte) (*Document, error) {
-	if len(body) > MaxSize {
-		return nil, fmt.Errorf("manifest of %d bytes, more than %d: %w", len(body), MaxSize, errdefs.ErrInvalidArgument)
+func Parse(mediaType string, body []byte, limits Limits) (*Document, error) {
+	if int64(len(body)) > limits.Size {
+		return nil, fmt.Errorf("manifest of %d bytes, more than %d: %w", len(body), limits.Size, errdefs.ErrInvalidArgument)
 	}
 	var d document
 	if err := decode(body, &d); err != nil {
@@ -88,9 +98,9 @@ func Parse(mediaType string, body []byte) (*Document, error) {
 		return nil, fmt.Errorf("manifest of type %.128q: %w", d.MediaType, errdefs.ErrInvalidArgument)
 	}
 	if isIndex {
-		return parseIndex(*d.Manifests)
+		return parseIndex(*d.Manifests, limits)
 	}
-	return parseManifest(&d)
+	return parseManifest(&d, limits)
 }
 
 func isKnown(mediaType string) bool {
@@ -102,12 +112,12 @@ func isKnown(mediaType string) bool {
 	return false
 }
 
-func parseIndex(entries []ocispec.Descriptor) (*Document, error) {
+func parseIndex(entries []ocispec.Descriptor, limits Limits) (*Document, error) {
 	if len(entries) > maxManifests {
 		return nil, fmt.Errorf("index with %d manifests, more than %d: %w", len(entries), maxManifests, errdefs.ErrInvalidArgument)
 	}
 	for i := range entries {
-		if err := check(&entries[i], MaxSize); err != nil {
+		if err := check(&entries[i], limits.Size); err != nil {
 			return nil, fmt.Errorf("manifest %d of the index: %w", i, err)
 		}
 	}
@@ -117,39 +127,48 @@ func parseIndex(entries []ocispec.Descriptor) (*Document, error) {
 	return &Document{Index: entries}, nil
 }
 
-func parseManifest(d *document) (*Document, error) {
+func parseManifest(d *document, limits Limits) (*Document, error) {
 	if d.Config == nil || d.Layers == nil {
 		return nil, fmt.Errorf("manifest without config or layers: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := check(d.Config, MaxSize); err != nil {
+	if err := check(d.Config, limits.Size); err != nil {
 		return nil, fmt.Errorf("config of the manifest: %w", err)
-	}
-	switch d.Config.MediaType {
-	case ocispec.MediaTypeImageConfig, "application/vnd.docker.container.image.v1+json":
-	default:
-		return nil, fmt.Errorf("not an image but an artifact (config type %.128q, artifact type %.128q): %w", d.Config.MediaType, d.ArtifactType, errdefs.ErrInvalidArgument)
 	}
 	layers := *d.Layers
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("image has no layers: %w", errdefs.ErrInvalidArgument)
 	}
-	if len(layers) > MaxLayers {
-		return nil, fmt.Errorf("image has %d layers, more than %d: %w", len(layers), MaxLayers, errdefs.ErrInvalidArgument)
+	if len(layers) > limits.Layers {
+		return nil, fmt.Errorf("image has %d layers, more than %d: %w", len(layers), limits.Layers, errdefs.ErrInvalidArgument)
 	}
-	sizes := map[digest.Digest]int64{d.Config.Digest: d.Config.Size}
+	if d.Config.MediaType != ocispec.MediaTypeImageConfig && d.Config.MediaType != dockerConfig {
+		return parseArtifact(d, limits)
+	}
+	m := &Manifest{Config: *d.Config, Layers: layers}
 	for i := range layers {
 		if err := checkLayer(&layers[i]); err != nil {
 			return nil, fmt.Errorf("layer %d of the manifest: %w", i, err)
 		}
-		if size, seen := sizes[layers[i].Digest]; seen && size != layers[i].Size {
-			return nil, fmt.Errorf("%s stands in the manifest with sizes %d and %d: %w", layers[i].Digest, size, layers[i].Size, errdefs.ErrInvalidArgument)
-		}
-		sizes[layers[i].Digest] = layers[i].Size
 		if layers[i].Digest == d.Config.Digest {
 			return nil, fmt.Errorf("layer %d of the manifest is its config: %w", i, errdefs.ErrInvalidArgument)
 		}
 	}
-	return &Document{Manifest: &Manifest{Config: *d.Config, Layers: layers}}, nil
+	if err := checkSizes(m); err != nil {
+		return nil, err
+	}
+	return &Document{Manifest: m}, nil
+}
+
+// checkSizes refuses a blob that has two sizes.
+func checkSizes(m *Manifest) error {
+	sizes := map[digest.Digest]int64{m.Config.Digest: m.Config.Size}
+	for _, l := range m.Layers {
+		if size, seen := sizes[l.Digest]; seen && size != l.Size {
+			return fmt.Errorf("%s stands in the manifest with sizes %d and %d: %w", l.Digest, size, l.Size, errdefs.ErrInvalidArgument)
+		}
+		sizes[l.Digest] = l.Size
+	}
+	return nil
 }
 
 func checkLayer(d *ocispec.Descriptor) error {
@@ -170,7 +189,7 @@ func checkLayer(d *ocispec.Descriptor) error {
 	if (base != ociLayer && base != dockerLayer) || !known {
 		return fmt.Errorf("layer type %.128q: %w", d.MediaType, errdefs.ErrInvalidArgument)
 	}
-	return check(d, 1<<42)
+	return check(d, maxBlob)
 }
 
 // check validates what is later used as a name, a length and a URL.
@@ -181,7 +200,13 @@ func check(d *ocispec.Descriptor, maxSize int64) error {
 	if d.Size <= 0 || d.Size > maxSize {
 		return fmt.Errorf("%s has the impossible size %d: %w", d.Digest, d.Size, errdefs.ErrInvalidArgument)
 	}
-	d.URLs, d.Data = nil, nil // never used: only the registry's answer counts
+	if len(d.URLs) > 0 {
+		return fmt.Errorf("%s is to be fetched from %.128q; only its registry is asked: %w", d.Digest, d.URLs[0], errdefs.ErrInvalidArgument)
+	}
+	if d.Data != nil && (int64(len(d.Data)) != d.Size || digest.FromBytes(d.Data) != d.Digest) {
+		return fmt.Errorf("%s comes with data that is something else: %w", d.Digest, errdefs.ErrInvalidArgument)
+	}
+	d.Data = nil // the registry has it too
 	return nil
 }
 
@@ -194,86 +219,4 @@ func CheckDigest(d digest.Digest) error {
 		return fmt.Errorf("digest %.80q is not of sha256: %w", string(d), errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// Select picks the entry of an index for the platform that suits best.
-// Attestations and other entries that no platform runs are passed over.
-func Select(entries []ocispec.Descriptor, want platforms.MatchComparer) (ocispec.Descriptor, error) {
-	var best *ocispec.Descriptor
-	var there []string
-	for i := range entries {
-		e := &entries[i]
-		if e.Annotations["vnd.docker.reference.type"] != "" {
-			continue
-		}
-		if e.Platform == nil {
-			// An index of one image or one index need not say.
-			if len(entries) == 1 {
-				return *e, nil
-			}
-			if e.MediaType != ocispec.MediaTypeImageIndex && e.MediaType != DockerIndex {
-				continue
-			}
-			if best == nil {
-				best = e
-			}
-			continue
-		}
-		p := platforms.Normalize(*e.Platform)
-		if p.OS == "unknown" || p.Architecture == "unknown" {
-			continue
-		}
-		there = append(there, platforms.Format(p))
-		if want.Match(p) && (best == nil || best.Platform == nil || want.Less(p, platforms.Normalize(*best.Platform))) {
-			best = e
-		}
-	}
-	if best == nil {
-		return ocispec.Descriptor{}, fmt.Errorf("no image for this node's platform %s; the index has %s: %w",
-			platforms.DefaultString(), listed(there), errdefs.ErrNotFound)
-	}
-	return *best, nil
-}
-
-func listed(names []string) string {
-	if len(names) == 0 {
-		return "no platforms"
-	}
-	if len(names) > 20 {
-		names = append(names[:20:20], "…")
-	}
-	return strings.Join(names, ", ")
-}
-
-// Config is the part of an image config that Gantry uses.
-type Config struct {
-	ocispec.Image
-	ChainIDs []digest.Digest // of the layers up to each one
-}
-
-// ParseConfig reads an image config that goes with layers many layers.
-func ParseConfig(body []byte, layers int, want platforms.MatchComparer) (*Config, error) {
-	if len(body) > MaxSize {
-		return nil, fmt.Errorf("image config of %d bytes, more than %d: %w", len(body), MaxSize, errdefs.ErrInvalidArgument)
-	}
-	var c Config
-	if err := decode(body, &c.Image); err != nil {
-		return nil, fmt.Errorf("reading image config: %w", err)
-	}
-	if c.RootFS.Type != "layers" {
-		return nil, fmt.Errorf("image config has rootfs type %.64q, not \"layers\": %w", c.RootFS.Type, errdefs.ErrInvalidArgument)
-	}
-	if len(c.RootFS.DiffIDs) != layers {
-		return nil, fmt.Errorf("image config has %d diff_ids for %d layers: %w", len(c.RootFS.DiffIDs), layers, errdefs.ErrInvalidArgument)
-	}
-	for _, d := range c.RootFS.DiffIDs {
-		if err := CheckDigest(d); err != nil {
-			return nil, fmt.Errorf("diff_ids of the image config: %w", err)
-		}
-	}
-	if p := platforms.Normalize(c.Platform); p.OS != "" && p.Architecture != "" && !want.Match(p) {
-		return nil, fmt.Errorf("image is for %s, this node is %s: %w", platforms.Format(p), platforms.DefaultString(), errdefs.ErrFailedPrecondition)
-	}
-	c.ChainIDs = identity.ChainIDs(append([]digest.Digest(nil), c.RootFS.DiffIDs...))
-	return &c, nil
 }

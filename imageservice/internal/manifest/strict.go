@@ -6,14 +6,15 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 )
 
 const maxDepth = 64
 
-// isData are the fields whose objects have keys that an author chose.
-var isData = map[string]bool{"labels": true, "annotations": true, "volumes": true, "exposedports": true}
+// isData are, folded, the fields whose objects have keys that an author chose.
+var isData = map[string]bool{"LABELS": true, "ANNOTATIONS": true, "VOLUMES": true, "EXPOSEDPORTS": true}
 
 // Decode reads another document that comes with an image, as strictly.
 func Decode(body []byte, into any) error { return decode(body, into) }
@@ -21,11 +22,12 @@ func Decode(body []byte, into any) error { return decode(body, into) }
 // decode is json.Unmarshal for a document that must mean the same to every
 // reader.
 func decode(body []byte, into any) error {
-	if err := unambiguous(body); err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	err := unambiguous(body)
+	if err == nil {
+		err = json.Unmarshal(body, into)
 	}
-	if err := json.Unmarshal(body, into); err != nil {
-		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+	if err != nil { // it may quote the document
+		return fmt.Errorf("%.256s: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
@@ -61,7 +63,7 @@ func unambiguous(body []byte) error {
 		}
 		if top != nil && top.keys != nil && top.isKey {
 			key := tok.(string)
-			top.last = strings.ToLower(key)
+			top.last = fold(key)
 			if !top.asData {
 				key = top.last
 			}
@@ -91,4 +93,18 @@ func unambiguous(body []byte) error {
 		return fmt.Errorf("something follows the document")
 	}
 	return nil
+}
+
+// fold is how encoding/json decides that a key names a field: not quite as
+// strings.ToLower does, since U+017F is an s to it.
+func fold(key string) string {
+	return strings.Map(func(r rune) rune {
+		for {
+			next := unicode.SimpleFold(r)
+			if next <= r {
+				return next
+			}
+			r = next
+		}
+	}, key)
 }

@@ -33,9 +33,10 @@ type Layer struct {
 // Image is a complete image.
 type Image struct {
 	Version  int           `json:"version"`
-	ID       string        `json:"id"` // digest of the config
+	ID       string        `json:"id"` // digest of the config, of an artifact that of the manifest
 	Manifest digest.Digest `json:"manifest"`
 	Layers   []string      `json:"layers"` // keys, lowest first
+	Artifact bool          `json:"artifact,omitempty"`
 }
 
 // State is what was found at Open.
