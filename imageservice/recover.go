@@ -20,8 +20,9 @@ import (
 //     after the data. One without a record is of an unfinished pull or removal.
 //   - An image is there if its record, its config and all its layers are.
 //   - What is in tmp and trash belongs to nobody.
-//   - A container's layers are in the file `layers`, written before all else.
-//     Its mount is there unless the machine was restarted.
+//   - A container's layers are in the file `layers`, written before all else,
+//     and so are those of each of its volumes. Its mounts are there unless the
+//     machine was restarted.
 func (s *Service) recover() error {
 	store, state, damaged, err := meta.Open(s.path("meta.db"))
 	if err != nil {
@@ -120,25 +121,45 @@ func (s *Service) recoverContainers() error {
 			return err
 		}
 		for _, e := range entries {
-			id := e.Name()
+			id, _, _ := strings.Cut(e.Name(), volumeMark)
 			if !validID.MatchString(id) || s.containers[id] != nil || (dir == s.cfg.RunDir && !e.IsDir()) {
 				continue
 			}
-			c := &container{mounted: mounts[id]}
-			list, err := os.ReadFile(s.path(containersDir, id, "layers"))
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				s.log.Error(err, "Layers of a container not read", "container", id)
-			}
-			for _, key := range strings.Split(string(list), "\n")[1:] {
-				if l := s.layers[key]; l != nil {
-					l.refs++
-					c.layers = append(c.layers, l)
-				}
-			}
-			s.containers[id] = c
+			s.containers[id] = s.recoverContainer(id, mounts)
 		}
 	}
+	wake(s.measure)
 	return nil
+}
+
+func (s *Service) recoverContainer(id string, mounts map[string]bool) *container {
+	c := &container{mounted: mounts[id], volumes: make(map[string]bool), measure: true}
+	dir := s.path(containersDir, id)
+	c.layers = s.readLayers(id, dir)
+	volumes, err := os.ReadDir(filepath.Join(dir, volumesDir))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Error(err, "Volumes of a container not read", "container", id)
+	}
+	for _, v := range volumes {
+		c.volumes[v.Name()] = mounts[id+volumeMark+v.Name()]
+		c.layers = append(c.layers, s.readLayers(id, filepath.Join(dir, volumesDir, v.Name()))...)
+	}
+	return c
+}
+
+// readLayers takes a reference to each layer that writeLayers has named.
+func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
+	list, err := os.ReadFile(filepath.Join(dir, "layers"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Error(err, "Layers of a container not read", "container", id)
+	}
+	for _, key := range strings.Split(string(list), "\n")[1:] {
+		if l := s.layers[key]; l != nil {
+			l.refs++
+			layers = append(layers, l)
+		}
+	}
+	return layers
 }
 
 // mountpoints are the names in dir at which something is mounted.

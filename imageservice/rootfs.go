@@ -15,22 +15,33 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
+	"github.com/gantry-cri/gantry/imageservice/internal/tree"
 )
 
-// container is a writable root file system. On disk it is the directory
-// containers/<id> with the upper and work directories and a file `layers`
-// that names the image and the layers, so that they are kept over a restart
-// even when the image is removed; and the mount at RunDir/<id>.
+// container is a writable root file system, and the image volumes that lie
+// below it (volume.go). On disk it is the directory containers/<id> with the
+// upper and work directories and a file `layers` that names the image and the
+// layers, so that they are kept over a restart even when the image is removed;
+// and the mount at RunDir/<id>.
 type container struct {
-	op sync.Mutex // serialises Mount and Unmount; taken before Service.mu
+	op    sync.Mutex // serialises Mount, MountVolume and Unmount; taken before Service.mu
+	idmap *IDMap     // of the mount; guarded by op
 
 	// Guarded by Service.mu.
-	gone    bool // unmounted; no longer in the index
-	mounted bool
-	layers  []*storedLayer
-	usage   Usage
-	asked   time.Time // when somebody last wanted usage
+	gone        bool // unmounted; no longer in the index
+	mounted     bool
+	volumes     map[string]bool // names of those that are mounted
+	layers      []*storedLayer  // of the root and of the volumes
+	usage       Usage
+	measure     bool      // somebody wants to know usage
+	measureFrom time.Time // not before
 }
+
+// IDMap is the mapping of a pod's user namespace.
+type IDMap = overlay.IDMap
+
+// IDRange is a part of it.
+type IDRange = overlay.IDRange
 
 // A container id becomes the name of a directory.
 var validID = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
@@ -62,15 +73,28 @@ func (s *Service) forget(id string, c *container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.releaseLocked(c.layers)
-	c.layers, c.mounted, c.gone = nil, false, true
+	c.layers, c.volumes, c.mounted, c.gone = nil, nil, false, true
 	delete(s.containers, id)
 }
 
 // Mount makes the writable root file system of a container and returns its
 // path. A second call for a mounted container returns the same path.
-func (s *Service) Mount(_ context.Context, containerID, imageID string) (rootfs string, err error) {
+func (s *Service) Mount(ctx context.Context, containerID, imageID string) (rootfs string, err error) {
+	return s.MountMapped(ctx, containerID, imageID, nil)
+}
+
+// MountMapped is Mount for a container in a user namespace: what belongs to
+// someone in the image belongs to whom the mapping says on the host. Where the
+// kernel or the file system has no idmapped mounts, all files of the image are
+// copied for the container.
+func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, m *IDMap) (rootfs string, err error) {
 	if !validID.MatchString(containerID) {
 		return "", fmt.Errorf("container id %q: %w", abbreviate(containerID), errdefs.ErrInvalidArgument)
+	}
+	if m != nil {
+		if err := m.Check(); err != nil {
+			return "", fmt.Errorf("container %s: %w: %w", containerID, err, errdefs.ErrInvalidArgument)
+		}
 	}
 	target := filepath.Join(s.cfg.RunDir, containerID)
 	c := s.lock(containerID)
@@ -95,7 +119,7 @@ func (s *Service) Mount(_ context.Context, containerID, imageID string) (rootfs 
 		s.forget(containerID, c)
 		return "", err
 	}
-	if err := s.mount(containerID, target, img); err != nil {
+	if err := s.mount(ctx, containerID, target, img, m); err != nil {
 		err = fmt.Errorf("root file system of container %s: %w", containerID, err)
 		if uerr := s.unmount(containerID); uerr != nil {
 			return "", errors.Join(err, uerr)
@@ -103,6 +127,7 @@ func (s *Service) Mount(_ context.Context, containerID, imageID string) (rootfs 
 		s.forget(containerID, c)
 		return "", err
 	}
+	c.idmap = m
 	s.mu.Lock()
 	c.mounted = true
 	c.usage = Usage{Bytes: 4096, Inodes: 1, At: time.Now()}
@@ -110,7 +135,7 @@ func (s *Service) Mount(_ context.Context, containerID, imageID string) (rootfs 
 	return target, nil
 }
 
-func (s *Service) mount(id, target string, img *image) error {
+func (s *Service) mount(ctx context.Context, id, target string, img *image, m *IDMap) error {
 	dir := s.path(containersDir, id)
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, os.ErrExist) { // left by a boot that has ended
@@ -123,8 +148,7 @@ func (s *Service) mount(id, target string, img *image) error {
 		return err
 	}
 	// First of all, so that whatever else is there can be told after a crash.
-	list := strings.Join(append([]string{img.ID}, keys(img.layers)...), "\n")
-	if err := os.WriteFile(filepath.Join(dir, "layers"), []byte(list), 0o600); err != nil {
+	if err := writeLayers(dir, img); err != nil {
 		return err
 	}
 	l := overlay.Layers{
@@ -132,28 +156,65 @@ func (s *Service) mount(id, target string, img *image) error {
 		Upper: filepath.Join(dir, "upper"),
 		Work:  filepath.Join(dir, "work"),
 	}
-	for _, d := range []string{l.Upper, l.Work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return err
-		}
-	}
 	// The root of an overlay has the mode and owner of its upper directory.
-	if img.root.uid != 0 || img.root.gid != 0 {
-		if err := os.Lchown(l.Upper, img.root.uid, img.root.gid); err != nil {
+	root := img.root
+	if m != nil {
+		uid, gid := m.Host(uint32(root.uid), uint32(root.gid))
+		root.uid, root.gid = int(uid), int(gid)
+	}
+	if err := errors.Join(makeRoot(l.Upper, root), os.Mkdir(l.Work, 0o755)); err != nil {
+		return err
+	}
+	err = s.stack(id, l, target, m)
+	if !errors.Is(err, overlay.ErrNoIDMap) {
+		return err
+	}
+	s.log.Info("Copying an image for one container, since its layers cannot be mapped to a user namespace", "container", id, "imageID", img.ID, "because", err)
+	if err := s.mounter.Mount(l, target); err != nil {
+		return err
+	}
+	return tree.Shift(ctx, target, m.Host)
+}
+
+// writeLayers writes down what a mount is of, for recover.
+func writeLayers(dir string, img *image) error {
+	list := strings.Join(append([]string{img.ID}, keys(img.layers)...), "\n")
+	return os.WriteFile(filepath.Join(dir, "layers"), []byte(list), 0o600)
+}
+
+// makeRoot makes the directory whose mode and owner a mount shows at its root.
+func makeRoot(dir string, root rootMeta) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if root.uid != 0 || root.gid != 0 {
+		if err := os.Lchown(dir, root.uid, root.gid); err != nil {
 			return err
 		}
 	}
-	if err := unix.Chmod(l.Upper, img.root.mode); err != nil {
-		return &os.PathError{Op: "chmod", Path: l.Upper, Err: err}
+	if err := unix.Chmod(dir, root.mode); err != nil {
+		return &os.PathError{Op: "chmod", Path: dir, Err: err}
 	}
+	return nil
+}
+
+// stack mounts layers of a container at target, which it makes.
+func (s *Service) stack(id string, l overlay.Layers, target string, m *IDMap) error {
 	if err := os.Mkdir(target, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	return s.mounter.Mount(l, target)
+	if m == nil {
+		return s.mounter.Mount(l, target)
+	}
+	l.Map, l.Scratch = m, filepath.Join(s.cfg.RunDir, id+volumeMark+"map") // unmount finds it after a crash
+	if err := os.Mkdir(l.Scratch, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return errors.Join(s.mounter.Mount(l, target), os.Remove(l.Scratch))
 }
 
-// Unmount unmounts the root of a container and deletes what it wrote; the
-// deletion itself goes on in the background. nil when there is none.
+// Unmount unmounts the volumes and the root of a container and deletes what it
+// wrote; the deletion itself goes on in the background. nil when there is none.
 func (s *Service) Unmount(_ context.Context, containerID string) error {
 	if !validID.MatchString(containerID) {
 		return fmt.Errorf("container id %q: %w", abbreviate(containerID), errdefs.ErrInvalidArgument)
@@ -167,16 +228,32 @@ func (s *Service) Unmount(_ context.Context, containerID string) error {
 	return nil
 }
 
-// unmount removes what Mount makes, whatever of it there is.
+// unmount removes what Mount and MountVolume make, whatever of it there is.
 func (s *Service) unmount(id string) error {
-	target := filepath.Join(s.cfg.RunDir, id)
+	entries, err := os.ReadDir(s.cfg.RunDir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != id && !strings.HasPrefix(e.Name(), id+volumeMark) {
+			continue
+		}
+		if err := drop(filepath.Join(s.cfg.RunDir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return s.discard(s.path(containersDir, id))
+}
+
+// drop unmounts and removes a mount point.
+func drop(target string) error {
 	if err := overlay.Unmount(target); err != nil {
 		return err
 	}
 	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return s.discard(s.path(containersDir, id))
+	return nil
 }
 
 // Retain unmounts and deletes the root of every container that is not listed.

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
@@ -255,27 +254,6 @@ func TestRetain(t *testing.T) {
 	}
 	if again := mount(t, s, "keep", id); again != keep {
 		t.Errorf("mounted again at %s", again)
-	}
-}
-
-func TestUsage(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	s := open(t, testConfig(t))
-	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "image")))))
-	root := mount(t, s, "c1", id)
-	if u, ok := s.Usage("c1"); !ok || u.Inodes != 1 {
-		t.Errorf("fresh: %v, %v", u, ok)
-	}
-	if _, ok := s.Usage("c2"); ok {
-		t.Error("usage of an unknown container")
-	}
-	if err := os.WriteFile(filepath.Join(root, "big"), []byte(strings.Repeat("x", 100000)), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	s.measureAll(time.Now().Add(measureEvery))
-	if u, ok := s.Usage("c1"); !ok || u.Bytes < 100000 || u.Inodes != 2 {
-		t.Errorf("written: %v, %v", u, ok)
 	}
 }
 

@@ -160,13 +160,9 @@ func (s *Service) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRe
 
 // ImageFsInfo tells what images and containers use, from memory.
 func (s *Service) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	written := s.written()
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	written := Usage{}
-	for _, c := range s.containers {
-		written.Bytes += c.usage.Bytes
-		written.Inodes += c.usage.Inodes
-	}
 	return &runtimeapi.ImageFsInfoResponse{
 		ImageFilesystems:     []*runtimeapi.FilesystemUsage{s.filesystem(s.used)},
 		ContainerFilesystems: []*runtimeapi.FilesystemUsage{s.filesystem(written)},

@@ -266,7 +266,7 @@ func (u *unpacker) remove(parent *node, name string) error {
 		u.forget(n)
 	}
 	if n != nil && n.isDir() {
-		return tree.Remove(fd, name)
+		return tree.Remove(u.ctx, fd, name)
 	}
 	if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return err

@@ -1,0 +1,383 @@
+package imageservice
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
+)
+
+func mountVolume(t testing.TB, s *Service, container, image string) string {
+	t.Helper()
+	root, err := s.MountVolume(t.Context(), container, image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+func wantFile(t testing.TB, path, want string) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+	}
+}
+
+// nothingMounted requires that nothing is left in the run directory.
+func nothingMounted(t testing.TB, s *Service) {
+	t.Helper()
+	if left, err := os.ReadDir(s.cfg.RunDir); err != nil || len(left) > 0 {
+		t.Errorf("left in the run directory: %v, %v", left, err)
+	}
+	if m, err := mountpoints(s.cfg.RunDir); err != nil || len(m) > 0 {
+		t.Errorf("left mounted: %v, %v", m, err)
+	}
+}
+
+func TestVolume(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	s := open(t, testConfig(t))
+	app := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
+	owned := dir("./", 0o751)
+	owned.Uid, owned.Gid = 5, 6
+	for _, c := range []struct {
+		name   string
+		layers []v1.Layer
+		files  map[string]string
+		mode   uint32
+		uid    uint32
+	}{
+		{"one layer", []v1.Layer{gzipLayer(t, dir("d/", 0o755), file("d/f", "one"))}, map[string]string{"d/f": "one"}, 0o755, 0},
+		{"three layers", []v1.Layer{
+			gzipLayer(t, owned, dir("d/", 0o755), file("d/f", "one"), file("gone", "x")),
+			gzipLayer(t, file(".wh.gone", ""), file("two", "two")),
+			gzipLayer(t, dir("d/", 0o755), file("d/g", "three")),
+		}, map[string]string{"d/f": "one", "two": "two", "d/g": "three"}, 0o751, 5},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id := pull(t, s, reg.push(t, "volume", "latest", imageOf(t, c.layers...)))
+			var roots []string
+			for _, ctr := range []string{"c1", "c2"} {
+				mount(t, s, ctr, app)
+				root := mountVolume(t, s, ctr, id)
+				if again := mountVolume(t, s, ctr, id); again != root {
+					t.Errorf("mounted again at %s", again)
+				}
+				roots = append(roots, root)
+				for name, want := range c.files {
+					wantFile(t, filepath.Join(root, name), want)
+				}
+				if _, err := os.Lstat(filepath.Join(root, "gone")); err == nil {
+					t.Error("a whiteout does not count")
+				}
+				var st unix.Stat_t
+				if err := unix.Stat(root, &st); err != nil || st.Mode&0o7777 != c.mode || st.Uid != c.uid {
+					t.Errorf("root: %o, %d, %v", st.Mode&0o7777, st.Uid, err)
+				}
+			}
+			for _, ctr := range []string{"c1", "c2"} {
+				for range 2 {
+					if err := s.Unmount(t.Context(), ctr); err != nil {
+						t.Error(err)
+					}
+				}
+				if ctr == "c1" {
+					for name, want := range c.files {
+						wantFile(t, filepath.Join(roots[1], name), want)
+					}
+				}
+			}
+			nothingMounted(t, s)
+		})
+	}
+}
+
+// TestVolumeIsReadOnly also for who may mount anew, in all ways.
+func TestVolumeIsReadOnly(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	s := open(t, testConfig(t))
+	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "image")))))
+	mount(t, s, "c1", id)
+	root := mountVolume(t, s, "c1", id)
+	_ = unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_BIND, "")
+	_ = unix.Mount("", root, "", unix.MS_REMOUNT, "")
+	if err := os.WriteFile(filepath.Join(root, "f"), nil, 0); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing: %v", err)
+	}
+	wantFile(t, filepath.Join(root, "f"), "image")
+}
+
+func TestVolumeRefused(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	s := open(t, testConfig(t))
+	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "image")))))
+	for _, ctr := range []string{"c1", "", "../x", "a+b"} {
+		if _, err := s.MountVolume(t.Context(), ctr, id); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("container %q: %v", ctr, err)
+		}
+	}
+	mount(t, s, "c1", id)
+	if _, err := s.MountVolume(t.Context(), "c1", "unknown"); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown image: %v", err)
+	}
+}
+
+// TestVolumeOutlivesItsImage, and the daemon.
+func TestVolumeOutlivesItsImage(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	app := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
+	data := pull(t, s, reg.push(t, "data", "latest", imageOf(t, gzipLayer(t, file("f", "data")), gzipLayer(t, file("g", "data")))))
+	mount(t, s, "c1", app)
+	root := mountVolume(t, s, "c1", data)
+	remove(t, s, data)
+	for range 2 {
+		if left := leftovers(t, s); len(left) != 3 {
+			t.Errorf("layers: %v", left)
+		}
+		wantFile(t, filepath.Join(root, "f"), "data")
+		wantFile(t, filepath.Join(root, "g"), "data")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, cfg)
+		if err := s.Retain(t.Context(), []string{"c1"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remove(t, s, app)
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if left := leftovers(t, s); len(left) != 0 {
+		t.Errorf("left after the container: %v", left)
+	}
+	nothingMounted(t, s)
+}
+
+// TestVolumeUndone: a mount that fails leaves nothing, and the layers can go.
+func TestVolumeUndone(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	s := open(t, testConfig(t))
+	app := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
+	data := pull(t, s, reg.push(t, "data", "latest", imageOf(t, gzipLayer(t, file("f", "data")))))
+	root := mount(t, s, "c1", app)
+	target := root + volumeMark + strings.TrimPrefix(data, "sha256:")
+	write(t, target, 1) // no directory
+	if _, err := s.MountVolume(t.Context(), "c1", data); err == nil {
+		t.Fatal("mounted over a file")
+	}
+	if _, err := os.Lstat(target); !os.IsNotExist(err) {
+		t.Errorf("mount point: %v", err)
+	}
+	if left, _ := os.ReadDir(s.path(containersDir, "c1", volumesDir)); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	remove(t, s, data)
+	if left := leftovers(t, s); len(left) != 1 {
+		t.Errorf("layers: %v", left)
+	}
+	wantFile(t, filepath.Join(root, "f"), "app")
+}
+
+// TestVolumeAfterCrash: every state that a crash can leave is cleaned up.
+func TestVolumeAfterCrash(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
+	at := func(name string) string { return filepath.Join(cfg.RunDir, name) }
+	mkdir := func(path string) {
+		t.Helper()
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Mounted, and then the records are lost.
+	mount(t, s, "lost", id)
+	mountVolume(t, s, "lost", id)
+	// A record without a mount point, a mount point without a mount, and layers
+	// on their way into a mapped mount.
+	mount(t, s, "half", id)
+	mkdir(s.path(containersDir, "half", volumesDir, "abc"))
+	mkdir(at("half" + volumeMark + "def"))
+	mkdir(at("half" + volumeMark + "map"))
+	for range 3 {
+		if err := unix.Mount("none", at("half"+volumeMark+"map"), "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir(at("only" + volumeMark + "ghi"))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(s.path(containersDir, "lost")); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	nothingMounted(t, s)
+	remove(t, s, id)
+	if left := leftovers(t, s); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestVolumesAtOnce(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	s := open(t, testConfig(t))
+	var ids []string
+	for i := range 4 {
+		ids = append(ids, pull(t, s, reg.push(t, fmt.Sprint("v", i), "latest", imageOf(t, gzipLayer(t, file("f", fmt.Sprint(i)))))))
+	}
+	var wg sync.WaitGroup
+	for n := range 8 {
+		ctr := fmt.Sprint("c", n)
+		mount(t, s, ctr, ids[0])
+		for i, id := range ids {
+			for range 2 {
+				wg.Go(func() {
+					root, err := s.MountVolume(t.Context(), ctr, id)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					wantFile(t, filepath.Join(root, "f"), fmt.Sprint(i))
+				})
+			}
+		}
+	}
+	wg.Wait()
+	for n := range 8 {
+		wg.Go(func() {
+			if err := s.Unmount(t.Context(), fmt.Sprint("c", n)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, id := range ids {
+		remove(t, s, id)
+	}
+	wg.Wait()
+	nothingMounted(t, s)
+	if left := leftovers(t, s); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestMapped: a container in a user namespace, with a volume; and the same
+// where layers cannot be mapped, as those on an overlay.
+func TestMapped(t *testing.T) {
+	needRoot(t)
+	m := &IDMap{UIDs: []IDRange{{Container: 0, Host: 100_000, Length: 65536}}, GIDs: []IDRange{{Container: 0, Host: 200_000, Length: 65536}}}
+	reg := newRegistry(t)
+	user := file("home/u/f", "x")
+	user.Uid, user.Gid = 1000, 1000
+	tool := file("bin/tool", "t")
+	tool.Mode = 0o4755
+	img := imageOf(t, gzipLayer(t, dir("./", 0o755), dir("bin/", 0o755), tool, dir("home/", 0o755), dir("home/u/", 0o755), user), gzipLayer(t, symlink("link", "/bin/tool")))
+	for _, copied := range []bool{false, true} {
+		t.Run(fmt.Sprint("copied ", copied), func(t *testing.T) {
+			cfg := testConfig(t)
+			for dir := cfg.Root; dir != "/tmp" && len(dir) > 5; dir = filepath.Dir(dir) {
+				_ = os.Chmod(filepath.Dir(dir), 0o755) // others go through, as in the name space of a pod
+			}
+			s := open(t, cfg)
+			if err := os.Chmod(cfg.RunDir, 0o711); err != nil {
+				t.Fatal(err)
+			}
+			id := pull(t, s, reg.push(t, "app", "latest", img))
+			if copied {
+				on := s.path(layersDir)
+				var m overlay.Mounter
+				if err := m.Mount(overlay.Layers{Lower: []string{on, s.path(emptyDir)}}, on); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := overlay.Unmount(on); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			root, err := s.MountMapped(t.Context(), "c1", id, m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen := []string{root}
+			volume, err := s.MountVolume(t.Context(), "c1", id)
+			switch {
+			case copied && !errdefs.IsFailedPrecondition(err):
+				t.Errorf("volume: %v", err)
+			case !copied && err != nil:
+				t.Error(err)
+			case !copied:
+				seen = append(seen, volume)
+			}
+			for _, dir := range seen {
+				got := asMappedRoot(t, m, dir, `stat -c '%u:%g:%a' . bin/tool home/u/f link | tr '\n' ' '`)
+				if want := "0:0:755 0:0:4755 1000:1000:644 0:0:777"; got != want {
+					t.Errorf("seen in %s: %s, want %s", dir, got, want)
+				}
+			}
+			asMappedRoot(t, m, root, `echo x > new; echo x >> home/u/f; rm link`)
+			for name, want := range map[string]string{"new": "100000:200000", "home/u/f": "101000:201000"} {
+				var st unix.Stat_t
+				if err := unix.Lstat(s.path(containersDir, "c1", "upper", name), &st); err != nil || fmt.Sprintf("%d:%d", st.Uid, st.Gid) != want {
+					t.Errorf("%s belongs to %d:%d on the host, %v", name, st.Uid, st.Gid, err)
+				}
+			}
+			other := mount(t, s, "c2", id) // the layers are as they were
+			var st unix.Stat_t
+			if err := unix.Lstat(filepath.Join(other, "home/u/f"), &st); err != nil || st.Uid != 1000 || st.Size != 1 {
+				t.Errorf("the layer's file: %d, %d bytes, %v", st.Uid, st.Size, err)
+			}
+			if err := s.Retain(t.Context(), nil); err != nil {
+				t.Fatal(err)
+			}
+			nothingMounted(t, s)
+		})
+	}
+	s := open(t, testConfig(t))
+	if _, err := s.MountMapped(t.Context(), "c1", "x", &IDMap{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("mapping of nothing: %v", err)
+	}
+}
+
+func asMappedRoot(t *testing.T, m *IDMap, dir, script string) string {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-ec", script)
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:                 unix.CLONE_NEWUSER,
+		UidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(m.UIDs[0].Host), Size: int(m.UIDs[0].Length)}},
+		GidMappings:                []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(m.GIDs[0].Host), Size: int(m.GIDs[0].Length)}},
+		GidMappingsEnableSetgroups: true,
+		Credential:                 &syscall.Credential{},
+	}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
