@@ -74,6 +74,9 @@ func (s *containers) newContainer(ctx context.Context, p *pod, cc *runtimeapi.Co
 	if err != nil {
 		return nil, err
 	}
+	if cc, err = s.withImageIDs(ctx, cc); err != nil {
+		return nil, err
+	}
 	configJSON, err := protojson.Marshal(cc)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the config: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -137,7 +140,7 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 	if err := s.save(c); err != nil {
 		return err
 	}
-	undo.Add("the root file system", func(ctx context.Context) error { return s.images.Unmount(ctx, c.id) })
+	undo.Add("the root file system and the image volumes", func(ctx context.Context) error { return s.images.Unmount(ctx, c.id) })
 	rootfs, err := s.images.Mount(ctx, c.id, c.imageID)
 	if err != nil {
 		return err
@@ -215,7 +218,7 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 		return nil, err
 	}
 	c.user = user{uid: in.User.UID, gid: in.User.GID, groups: in.User.Groups}
-	if in.Mounts, err = hostMounts(c.config.GetMounts()); err != nil {
+	if in.Mounts, err = s.mounts(ctx, c); err != nil {
 		return nil, err
 	}
 	if err := s.devices(c.config, &in); err != nil {

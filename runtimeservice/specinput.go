@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,37 +83,52 @@ func resolveUser(cc *runtimeapi.ContainerConfig, imageUser, rootfs string) (ocis
 	return ocispec.ResolveUser(cc.GetLinux().GetSecurityContext(), imageUser, files[0], files[1])
 }
 
-// hostMounts resolves the sources of the request's mounts. A missing one is
-// made as a directory, as both peers do; a symbolic link is followed once,
-// here, and what it led to is mounted.
-func hostMounts(mounts []*runtimeapi.Mount) ([]ocispec.Mount, error) {
-	var out []ocispec.Mount
-	for i, m := range mounts {
-		src := m.GetHostPath()
-		if !path.IsAbs(src) {
-			if m.GetImage() != nil {
-				return nil, fmt.Errorf("ImageVolumeMountFailed: mounts[%d].image: image volumes are not supported yet: %w", i, errdefs.ErrNotImplemented)
+// mounts resolves the sources of the request's mounts.
+func (s *containers) mounts(ctx context.Context, c *container) (list []ocispec.Mount, err error) {
+	for i, m := range c.config.GetMounts() {
+		om := ocispec.Mount{CRI: m}
+		if m.GetImage() == nil {
+			if om, err = hostMount(m); err != nil {
+				return nil, fmt.Errorf("mounts[%d].%w", i, err)
 			}
-			return nil, fmt.Errorf("mounts[%d].host_path %q is not absolute: %w", i, src, errdefs.ErrInvalidArgument)
-		}
-		resolved, err := filepath.EvalSymlinks(src)
-		if errors.Is(err, fs.ErrNotExist) {
-			if err = os.MkdirAll(src, 0o755); err == nil {
-				resolved, err = filepath.EvalSymlinks(src)
+		} else {
+			root, err := s.images.MountVolume(ctx, c.id, m.GetImage().GetImage())
+			if err != nil {
+				return nil, volumeFailed(i, err)
+			}
+			if om.Source, err = volumeSource(root, m.GetImageSubPath()); err != nil {
+				return nil, volumeFailed(i, err)
 			}
 		}
-		if err != nil {
-			return nil, fmt.Errorf("mounts[%d].host_path: %w", i, err)
-		}
-		om := ocispec.Mount{CRI: m, Source: resolved}
-		if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
-			if om.Shared, om.Slave, err = sandbox.Propagation(resolved); err != nil {
-				return nil, fmt.Errorf("mounts[%d].propagation: %w", i, err)
-			}
-		}
-		out = append(out, om)
+		list = append(list, om)
 	}
-	return out, nil
+	return list, nil
+}
+
+// hostMount resolves the source of a mount. A missing one is made as a
+// directory, as both peers do; a symbolic link is followed once, here, and what
+// it led to is mounted.
+func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
+	src := m.GetHostPath()
+	if !path.IsAbs(src) {
+		return ocispec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", src, errdefs.ErrInvalidArgument)
+	}
+	resolved, err := filepath.EvalSymlinks(src)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(src, 0o755); err == nil {
+			resolved, err = filepath.EvalSymlinks(src)
+		}
+	}
+	if err != nil {
+		return ocispec.Mount{}, fmt.Errorf("host_path: %w", err)
+	}
+	om := ocispec.Mount{CRI: m, Source: resolved}
+	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
+		if om.Shared, om.Slave, err = sandbox.Propagation(resolved); err != nil {
+			return ocispec.Mount{}, fmt.Errorf("propagation: %w", err)
+		}
+	}
+	return om, nil
 }
 
 func (s *containers) devices(cc *runtimeapi.ContainerConfig, in *ocispec.Container) error {

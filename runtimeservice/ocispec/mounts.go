@@ -140,6 +140,9 @@ func (m Mount) propagation(target string) (string, error) {
 		return fmt.Errorf("mount %s: propagation %s needs host path %q to lie on a %s mount; run mount --make-rshared on it: %w",
 			target, m.CRI.GetPropagation(), m.CRI.GetHostPath(), want, errdefs.ErrFailedPrecondition)
 	}
+	if m.CRI.GetImage() != nil { // nothing is ever mounted below it on the host
+		return "rprivate", nil
+	}
 	switch m.CRI.GetPropagation() {
 	case runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return "rprivate", nil

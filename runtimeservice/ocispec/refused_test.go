@@ -156,6 +156,7 @@ func TestRefused(t *testing.T) {
 		{"mount in /dev/pts", invalid, "/dev/pts", mount(&runtimeapi.Mount{ContainerPath: "/dev/pts/0"})},
 		{"long mount path", invalid, "4095", mount(&runtimeapi.Mount{ContainerPath: "/" + strings.Repeat("a", 5000)})},
 		{"host_path and image", invalid, "host_path and image", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/h", Image: &runtimeapi.ImageSpec{}})},
+		{"image volume to the host", invalid, "PROPAGATION_BIDIRECTIONAL", mount(&runtimeapi.Mount{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{}, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
 		{"sub path without image", invalid, "image_sub_path", mount(&runtimeapi.Mount{ContainerPath: "/a", ImageSubPath: "x"})},
 		{"idmapped mount", missing, "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
 		{"mount option", invalid, "mount_options", mount(&runtimeapi.Mount{ContainerPath: "/a", MountOptions: []string{"suid"}})},
