@@ -34,7 +34,7 @@ type server struct {
 	seen []*http.Request
 }
 
-func newServer(t *testing.T, front func(w http.ResponseWriter, r *http.Request, next http.Handler)) *server {
+func newServer(t testing.TB, front func(w http.ResponseWriter, r *http.Request, next http.Handler)) *server {
 	t.Helper()
 	s := &server{}
 	back := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
@@ -100,7 +100,7 @@ func (s *server) send(t *testing.T, method, path string, body []byte) {
 	resp.Body.Close()
 }
 
-func repository(t *testing.T, c Client, host string, auth *runtimeapi.AuthConfig) *Repository {
+func repository(t testing.TB, c Client, host string, auth *runtimeapi.AuthConfig) *Repository {
 	t.Helper()
 	name, err := reference.ParseNormalizedNamed(host + "/r")
 	if err != nil {

@@ -167,7 +167,7 @@ func (r *Repository) ask(ctx context.Context, h *host, q query, authorization st
 			req.Header.Set("Authorization", authorization)
 		}
 		resp, err := r.exchange(h, req)
-		if h.guess && !h.plain.Load() && errors.Is(err, http.ErrSchemeMismatch) {
+		if h.guess && u.Scheme == "https" && errors.Is(err, http.ErrSchemeMismatch) {
 			h.plain.Store(true)
 			continue
 		}

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	lastAttempts = 6 // at the last host
+	lastAttempts = 5 // at the last host
 	attempts     = 2 // where another host is left
 	maxWait      = 10 * time.Second
 )
