@@ -2,7 +2,6 @@ package images
 
 import (
 	"bytes"
-	"compress/gzip"
 	"fmt"
 	"io"
 
@@ -11,6 +10,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -57,7 +57,10 @@ func compress(tar []byte, c Compression) ([]byte, error) {
 	case Plain:
 		return tar, nil
 	case Gzip:
-		w = gzip.NewWriter(&buf)
+		var err error
+		if w, err = gzip.NewWriterLevel(&buf, gzip.BestSpeed); err != nil {
+			return nil, err
+		}
 	case Zstd:
 		var err error
 		if w, err = zstd.NewWriter(&buf); err != nil {
