@@ -10,6 +10,8 @@
 //	deadline  calls that change something end, whatever the client asked for
 //	validate  required fields, and names and paths that could be taken for something else
 //
+// Beside the CRI there is a service of Gantry's own, package transfer.
+//
 // On disk there are the socket (0660) and beside it its lock, <socket>.lock,
 // which tells a socket that a killed daemon left from one in use. The lock file
 // stays for ever; removing it would let two daemons hold locks of one name.

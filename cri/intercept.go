@@ -30,7 +30,7 @@ var mutating = map[string]bool{
 	"UpdateContainerResources": true, "ReopenContainerLog": true,
 	"Exec": true, "Attach": true, "PortForward": true,
 	"CheckpointContainer": true, "CheckpointPod": true, "RestorePod": true,
-	"UpdateRuntimeConfig": true, "PullImage": true, "RemoveImage": true,
+	"UpdateRuntimeConfig": true, "PullImage": true, "RemoveImage": true, "Load": true,
 }
 
 // unary is around every call but the streams.
@@ -102,7 +102,7 @@ func (e edge) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 	if e.stopping.Err() != nil && status.Code(err) == codes.Canceled {
 		err = status.Error(codes.Unavailable, "gantry is stopping; connect again")
 	}
-	logCall(logger, false, nil, time.Since(began), err)
+	logCall(logger, mutating[rpc], nil, time.Since(began), err)
 	return err
 }
 

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cri/transfer"
 )
 
 const (
@@ -31,6 +33,8 @@ type Config struct {
 	Deadline  time.Duration // see DefaultDeadline
 	StopGrace time.Duration // see DefaultStopGrace
 	Ready     func()        // called once, when clients can connect; may be nil
+	// Transfer is served beside the CRI, see package transfer; may be nil.
+	Transfer transfer.Images
 }
 
 // Serve answers the CRI on a Unix socket until ctx ends. Then streams are
@@ -63,6 +67,9 @@ func Serve(ctx context.Context, cfg Config, rs runtimeapi.RuntimeServiceServer, 
 	)
 	runtimeapi.RegisterRuntimeServiceServer(server, rs)
 	runtimeapi.RegisterImageServiceServer(server, is)
+	if cfg.Transfer != nil {
+		transfer.Register(server, cfg.Transfer)
+	}
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
