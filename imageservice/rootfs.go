@@ -106,6 +106,9 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 		return target, nil
 	}
 	img, err := s.find(imageID)
+	if err == nil && img.artifact {
+		err = fmt.Errorf("%s is an OCI artifact, it can be mounted as a volume but not be run: %w", img.ID, errdefs.ErrFailedPrecondition)
+	}
 	stale := c.layers // of a mount that a reboot has ended
 	if err == nil {
 		for _, l := range img.layers {

@@ -1,8 +1,10 @@
 package imageservice
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
@@ -102,6 +105,56 @@ func TestVolume(t *testing.T) {
 			nothingMounted(t, s)
 		})
 	}
+}
+
+// pushModel puts an OCI artifact into the registry, a file with a name.
+func pushModel(t testing.TB, reg *testRegistry, name, content string) string {
+	t.Helper()
+	descriptor := func(body []byte, kind, more string) string {
+		h, _, err := v1.SHA256(bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg.pushBlob(t, "model", h, body)
+		return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d%s}`, kind, h, len(body), more)
+	}
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"artifactType":"application/vnd.example.model","config":%s,"layers":[%s]}`,
+		types.OCIManifestSchema1, descriptor([]byte("{}"), "application/vnd.oci.empty.v1+json", ""),
+		descriptor([]byte(content), "application/octet-stream", fmt.Sprintf(`,"annotations":{"org.opencontainers.image.title":%q}`, name)))
+	reg.put(t, http.MethodPut, "/v2/model/manifests/1", string(types.OCIManifestSchema1), []byte(manifest))
+	return reg.host() + "/model:1"
+}
+
+// TestArtifactAsVolume: it is mounted like an image, and cannot be run.
+func TestArtifactAsVolume(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	app := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
+	model := pull(t, s, pushModel(t, reg, "weights/a.bin", "weights"))
+	mount(t, s, "c1", app)
+	root := mountVolume(t, s, "c1", model)
+	wantFile(t, filepath.Join(root, "weights/a.bin"), "weights")
+	if err := os.WriteFile(filepath.Join(root, "x"), nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing: %v", err)
+	}
+	if _, err := s.Mount(t.Context(), "c2", model); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "artifact") {
+		t.Errorf("as a root file system: %v", err)
+	}
+	remove(t, s, model)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, cfg)
+	wantFile(t, filepath.Join(root, "weights/a.bin"), "weights")
+	if err := s.Unmount(t.Context(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if left := leftovers(t, s); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+	nothingMounted(t, s)
 }
 
 // TestVolumeIsReadOnly also for who may mount anew, in all ways.
