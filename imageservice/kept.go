@@ -21,17 +21,20 @@ type fetched struct {
 	dir    string // in tmp
 	result *layer.Result
 	until  time.Time // how long it is kept for somebody to claim it
+	disk   Usage
 }
 
 // park makes a fetched layer one to be claimed.
 func (s *Service) park(f *fetched, diffID digest.Digest) {
-	f.until = time.Now().Add(keepFor)
+	f.until, f.disk = time.Now().Add(keepFor), beside(f.dir)
+	f.disk.Bytes += f.result.Bytes
+	f.disk.Inodes += f.result.Inodes
 	s.mu.Lock()
 	twice := s.parked[diffID] != nil
 	if !twice {
 		s.parked[diffID] = f
-		s.used.Bytes += f.result.Bytes
-		s.used.Inodes += f.result.Inodes
+		s.used.Bytes += f.disk.Bytes
+		s.used.Inodes += f.disk.Inodes
 	}
 	s.mu.Unlock()
 	if twice {
@@ -45,8 +48,8 @@ func (s *Service) unpark(diffID digest.Digest) *fetched {
 	f := s.parked[diffID]
 	if f != nil {
 		delete(s.parked, diffID)
-		s.used.Bytes -= f.result.Bytes
-		s.used.Inodes -= f.result.Inodes
+		s.used.Bytes -= f.disk.Bytes
+		s.used.Inodes -= f.disk.Inodes
 	}
 	return f
 }

@@ -1,9 +1,11 @@
 package imageservice
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 	"github.com/gantry-cri/gantry/imageservice/internal/registry"
+	"github.com/gantry-cri/gantry/imageservice/internal/verify"
 )
 
 // pullOnce joins a pull of the same reference with the same credentials that
@@ -44,11 +47,13 @@ func (s *Service) pullOnce(ctx context.Context, ref string, auth *runtimeapi.Aut
 		defer done()
 		return s.pull(ctx, named, auth)
 	})
-	if err != nil {
-		if errdefs.IsUnavailable(err) {
-			// The kubelet knows this reason by its first word.
-			return nil, fmt.Errorf("RegistryUnavailable: pulling image %q: %w", named.String(), err)
-		}
+	switch { // the kubelet knows two reasons by their first word
+	case err == nil:
+	case errors.Is(err, verify.ErrRefused):
+		return nil, fmt.Errorf("SignatureValidationFailed: pulling image %q: %w", named.String(), err)
+	case errdefs.IsUnavailable(err):
+		return nil, fmt.Errorf("RegistryUnavailable: pulling image %q: %w", named.String(), err)
+	default:
 		return nil, fmt.Errorf("pulling image %q: %w", named.String(), err)
 	}
 	release()
@@ -64,11 +69,16 @@ func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtime
 		return nil, err
 	}
 	defer repo.Close()
-	if img, err := s.unchanged(ctx, repo, named); img != nil || err != nil {
-		return img, err
+	if !s.verifiers.Any() { // who asks them needs the manifest
+		if img, err := s.unchanged(ctx, repo, named); img != nil || err != nil {
+			return img, err
+		}
 	}
 	found, err := s.manifests(ctx, repo, object(named))
 	if err != nil {
+		return nil, err
+	}
+	if err := s.verifiers.Check(ctx, named.String(), found.top); err != nil {
 		return nil, err
 	}
 	names := []string{digestName(named, found.top.Digest)}
@@ -212,22 +222,19 @@ func (r resolved) id() string {
 // it has, so that who agrees to the first has agreed to all.
 func (s *Service) manifests(ctx context.Context, repo *registry.Repository, ref string) (found resolved, err error) {
 	platform := platforms.Default()
-	mediaType := ""
+	var next ocispec.Descriptor
 	for depth := 0; ; depth++ {
 		desc, body, err := repo.Manifest(ctx, ref, manifest.Accept, s.cfg.Limits.ManifestSize)
 		if err != nil {
 			return found, err
 		}
-		if mediaType == "" {
-			mediaType = desc.MediaType
-		}
 		if depth == 0 {
-			found.top = desc
-			if err := manifest.CheckDigest(desc.Digest); err != nil {
-				return found, err
-			}
+			found.top, next = desc, desc
 		}
-		doc, err := manifest.Parse(mediaType, body, s.manifestLimits())
+		if err := manifest.Match(next, desc); err != nil {
+			return found, err
+		}
+		doc, err := manifest.Parse(cmp.Or(next.MediaType, desc.MediaType), body, s.manifestLimits())
 		if err != nil {
 			return found, fmt.Errorf("%s: %w", desc.Digest, err)
 		}
@@ -238,11 +245,10 @@ func (s *Service) manifests(ctx context.Context, repo *registry.Repository, ref 
 		if depth == s.cfg.Limits.IndexDepth {
 			return found, fmt.Errorf("more than %d indexes in one another: %w", depth, errdefs.ErrInvalidArgument)
 		}
-		next, err := manifest.Select(doc.Index, platform)
-		if err != nil {
+		if next, err = manifest.Select(doc.Index, platform); err != nil {
 			return found, err
 		}
-		ref, mediaType = next.Digest.String(), next.MediaType
+		ref = next.Digest.String()
 	}
 }
 
@@ -304,7 +310,7 @@ func (s *Service) obtainAll(ctx context.Context, src source, found resolved, con
 			w := wanted{blob: blob, diffID: config.RootFS.DiffIDs[i], chainID: config.ChainIDs[i], image: found.id()}
 			l, f, err := s.obtain(gctx, src, w)
 			if f != nil {
-				l, err = s.finish(gctx, f, w, layers[:i], ready[:i])
+				l, err = s.finish(ctx, gctx, f, w, layers[:i], ready[:i])
 			}
 			if err != nil {
 				return err

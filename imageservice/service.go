@@ -1,6 +1,7 @@
 package imageservice
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
 	"github.com/gantry-cri/gantry/imageservice/internal/registry"
 	"github.com/gantry-cri/gantry/imageservice/internal/tree"
+	"github.com/gantry-cri/gantry/imageservice/internal/verify"
 )
 
 // Config is fixed for the life of a Service.
@@ -66,7 +68,7 @@ type Verify struct {
 	BinDir string
 	// MaxPrograms refuses every image when there are more.
 	MaxPrograms int
-	// Timeout is of one program.
+	// Timeout is of one program. 0 means ten seconds.
 	Timeout time.Duration
 }
 
@@ -93,12 +95,13 @@ type Usage struct {
 // Service is the ImageService. All methods may be called concurrently.
 type Service struct {
 	runtimeapi.UnimplementedImageServiceServer
-	cfg      Config
-	log      klog.Logger
-	meta     *meta.Store
-	registry registry.Client
-	mounter  overlay.Mounter
-	slots    slots // of MaxDownloads
+	cfg       Config
+	log       klog.Logger
+	meta      *meta.Store
+	registry  registry.Client
+	verifiers verify.Programs
+	mounter   overlay.Mounter
+	slots     slots // of MaxDownloads
 
 	// What is under way: a reference with its credentials asked of the
 	// registry, an image fetched (by id), a layer fetched (by diffID). Each
@@ -186,6 +189,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		claims:     make(map[digest.Digest]chan struct{}),
 		containers: make(map[string]*container),
 	}
+	s.verifiers = verify.Programs{Dir: cfg.Verify.BinDir, Max: cfg.Verify.MaxPrograms, Timeout: cmp.Or(cfg.Verify.Timeout, 10*time.Second)}
 	s.fetches.Drop = s.dropFetched
 	if err := s.recover(); err != nil {
 		if s.meta != nil {

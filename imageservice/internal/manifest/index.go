@@ -58,3 +58,17 @@ func listed(names []string) string {
 	}
 	return strings.Join(names, ", ")
 }
+
+// Match says whether a document is what the entry of an index says of it.
+func Match(entry, got ocispec.Descriptor) error {
+	if err := CheckDigest(got.Digest); err != nil {
+		return err
+	}
+	if entry.Digest != got.Digest || entry.Size != got.Size {
+		return fmt.Errorf("the registry has %s of %d bytes where the index has %s of %d: %w", got.Digest, got.Size, entry.Digest, entry.Size, errdefs.ErrDataLoss)
+	}
+	if isKnown(entry.MediaType) && isKnown(got.MediaType) && entry.MediaType != got.MediaType {
+		return fmt.Errorf("%s is %s to the registry and %s to the index: %w", got.Digest, got.MediaType, entry.MediaType, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
