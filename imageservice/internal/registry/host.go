@@ -102,7 +102,8 @@ type transport struct {
 	addr       string // canonical, of the host
 	scheme     string
 	own, other *http.Transport
-	loopback   bool // the host is on this node, and may lead there
+	outside    net.Dialer // of other
+	loopback   bool       // the host is on this node, and may lead there
 }
 
 func newTransport(c hostConfig, timeout time.Duration) (*transport, error) {
@@ -128,7 +129,8 @@ func newTransport(c hostConfig, timeout time.Duration) (*transport, error) {
 	base.Protocols.SetHTTP1(true)
 	t.own, t.other = base.Clone(), base.Clone()
 	t.own.DialContext = (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second}).DialContext
-	t.other.DialContext = (&net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second, ControlContext: t.control}).DialContext
+	t.outside = net.Dialer{Timeout: dial, KeepAlive: 30 * time.Second, ControlContext: t.control}
+	t.other.DialContext = t.outside.DialContext
 	t.own.TLSClientConfig = &tls.Config{RootCAs: roots, Certificates: certs, InsecureSkipVerify: c.skipVerify} //nolint:gosec // as configured
 	t.other.TLSClientConfig = &tls.Config{RootCAs: roots}
 	return t, nil

@@ -85,8 +85,8 @@ func TestRanges(t *testing.T) {
 			if err := readLarge(t, repository(t, Client{Ranges: 4}, s.host(), nil)); err != nil {
 				t.Error(err)
 			}
-			if len(s.seen) > c.asked {
-				t.Errorf("%d requests", len(s.seen))
+			if s.count() > c.asked {
+				t.Errorf("%d requests", s.count())
 			}
 		})
 	}
@@ -107,7 +107,7 @@ func TestRangesFallOver(t *testing.T) {
 	if err := readLarge(t, repository(t, Client{HostsDirs: []string{dir}, Ranges: 4}, "registry.example.com", nil)); err != nil {
 		t.Fatal(err)
 	}
-	if got := len(origin.seen); got != 11-3 {
+	if got := origin.count(); got != 11-3 {
 		t.Errorf("the registry was asked for %d parts", got)
 	}
 }
@@ -144,7 +144,7 @@ func TestRangesFail(t *testing.T) {
 	if _, err := b.Read(make([]byte, partSize)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("after Close: %v", err)
 	}
-	if n := len(s.seen); n > 7 {
+	if n := s.count(); n > 7 {
 		t.Errorf("%d parts were fetched ahead of a reader that took one", n)
 	}
 }

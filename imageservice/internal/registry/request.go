@@ -99,8 +99,8 @@ func (r *Repository) request(ctx context.Context, h *host, last bool, q query) (
 		default:
 			err = r.refusal(h, q, resp)
 			if resp.StatusCode == http.StatusUnauthorized && renewed < 2 && h.is(resp.Request.URL) {
-				renewed++
 				if err = r.renew(ctx, h, used, resp, err); err == nil {
+					renewed++
 					continue
 				}
 			}

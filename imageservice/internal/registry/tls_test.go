@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log"
 	"math/big"
 	"net"
@@ -103,7 +104,7 @@ func secure(t testing.TB, conf *tls.Config, h http.Handler) *httptest.Server {
 	s := httptest.NewUnstartedServer(h)
 	s.TLS = conf
 	s.EnableHTTP2 = true
-	s.Config.ErrorLog = log.New(new(strings.Builder), "", 0)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
@@ -230,4 +231,39 @@ func TestProxy(t *testing.T) {
 	if len(seen) != 2 || seen[0] != want[0] || seen[1] != want[1] {
 		t.Errorf("the proxy saw %q; output:\n%s", seen, out)
 	}
+}
+
+// loopbackDNS answers every name with 127.0.0.1.
+func loopbackDNS(t *testing.T) *net.Resolver {
+	t.Helper()
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 512)
+		for {
+			n, from, err := l.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			end := 12 // the question: labels, type, class
+			for end < n && buf[end] != 0 {
+				end += int(buf[end]) + 1
+			}
+			end += 5
+			answer := append([]byte{buf[0], buf[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, buf[12:end]...)
+			if buf[end-3] == 1 { // A
+				answer[7] = 1
+				answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1)
+			}
+			_, _ = l.WriteTo(answer, from)
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp", l.LocalAddr().String())
+	}}
 }

@@ -56,7 +56,7 @@ const all = 1 << 30
 
 func readBlob(t *testing.T, r *Repository) ([]byte, error) {
 	t.Helper()
-	b := r.Open(t.Context(), blobDesc)
+	b := r.Open(bounded(t), blobDesc)
 	defer b.Close()
 	return io.ReadAll(b)
 }

@@ -1,0 +1,653 @@
+package registry
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/klog/v2/ktesting"
+)
+
+// TestSecurity has the cases of SECURITY.md that a hostile registry can try.
+func TestSecurity(t *testing.T) {
+	for _, cases := range []map[string]func(t *testing.T){credentialCases, answerCases, livenessCases} {
+		for name, test := range cases {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t)
+			})
+		}
+	}
+}
+
+// attacker is a server that asks for credentials and notes all that it gets.
+type attacker struct {
+	*httptest.Server
+	mu    sync.Mutex
+	asked int
+	told  []string // secrets that arrived
+}
+
+func newAttacker(t *testing.T, answer http.HandlerFunc) *attacker {
+	a := &attacker{}
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = r.ParseForm()
+		a.mu.Lock()
+		a.asked++
+		for _, key := range []string{"Authorization", "Proxy-Authorization", "Cookie", "X-Key", "Referer"} {
+			for _, v := range r.Header.Values(key) {
+				a.told = append(a.told, key+": "+v)
+			}
+		}
+		for _, key := range []string{"password", "refresh_token"} {
+			if v := r.Form.Get(key); v != "" {
+				a.told = append(a.told, key+"="+v)
+			}
+		}
+		n := a.asked
+		a.mu.Unlock()
+		if answer != nil {
+			answer(w, r)
+			return
+		}
+		challenge := `Basic realm="x"`
+		if n%2 == 0 {
+			challenge = fmt.Sprintf(`Bearer realm="%s/token"`, a.URL)
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
+		w.Header().Set("Set-Cookie", "a=b")
+		w.WriteHeader(http.StatusUnauthorized)
+	}))
+	t.Cleanup(a.Close)
+	return a
+}
+
+// learnt fails when the attacker has got anything.
+func (a *attacker) learnt(t *testing.T, wasAsked bool) {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.told) > 0 || (a.asked > 0) != wasAsked {
+		t.Errorf("asked %d times, told %q", a.asked, a.told)
+	}
+}
+
+// challenging is a registry that wants the header, and hands the others to
+// next.
+func challenging(challenge string, next http.HandlerFunc) func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+	return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+		if r.Header.Get("Authorization") == "" {
+			w.Header().Set("WWW-Authenticate", challenge)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		next(w, r)
+	}
+}
+
+func bearerAt(realm string) string { return fmt.Sprintf(`Bearer realm="%s",service="s"`, realm) }
+
+// pull asks a registry for a manifest and a blob with all that is secret.
+func pull(t *testing.T, r *Repository) error {
+	t.Helper()
+	_, _, err := r.Manifest(t.Context(), "v1", nil, 1<<20)
+	_, err2 := r.Blob(t.Context(), blobDesc)
+	if err == nil {
+		err = err2
+	}
+	return err
+}
+
+// withKey configures a header for a host on loopback.
+func withKey(t *testing.T, s *server) Client {
+	return Client{HostsDirs: []string{hostsDir(t, "_default", fmt.Sprintf("server = %q\n[header]\nx-key = \"configured\"\n", s.URL))}, ProgressTimeout: 5 * time.Second}
+}
+
+// remote is a registry that is not on loopback, served by s.
+func remote(t *testing.T, s *server, auth *runtimeapi.AuthConfig) *Repository {
+	dir := hostsDir(t, "registry.example.com", "server = \"http://registry.example.com\"\n")
+	r := repository(t, Client{HostsDirs: []string{dir}, ProgressTimeout: 5 * time.Second}, "registry.example.com", auth)
+	dialTo(r, s.Server)
+	return r
+}
+
+// refusedRealm is of a registry elsewhere, or of one on loopback, which may
+// lead to loopback.
+func refusedRealm(loopback bool, realm func(a *attacker) string) func(t *testing.T) {
+	return func(t *testing.T) {
+		a := newAttacker(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"x"}`) })
+		s := newServer(t, challenging(bearerAt(realm(a)), func(w http.ResponseWriter, _ *http.Request) {}))
+		r := remote(t, s, basicAuth())
+		r.hosts[0].transport.loopback = loopback
+		if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	}
+}
+
+var identity = &runtimeapi.AuthConfig{IdentityToken: "refresh-me"}
+
+var credentialCases = map[string]func(t *testing.T){
+	// A blob's place elsewhere asks for credentials, as in the layer's urls.
+	"CVE-2020-15157-blob-elsewhere-challenges": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		s := newServer(t, challenging(`Basic realm="x"`, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, a.URL+"/x", http.StatusTemporaryRedirect)
+		}))
+		if err := pull(t, repository(t, withKey(t, s), s.host(), basicAuth())); !errdefs.IsUnauthorized(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, true)
+	},
+	"CVE-2020-15157-urls-are-not-asked": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		s := newServer(t, nil)
+		desc := blobDesc
+		desc.URLs = []string{a.URL + "/x"}
+		if _, err := repository(t, withKey(t, s), s.host(), basicAuth()).Blob(t.Context(), desc); !errdefs.IsNotFound(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	// skip_verify of a registry is not that of its token server.
+	"CVE-2019-10214-token-server-not-verified": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		selfSigned := secure(t, nil, a.Config.Handler)
+		s := newServer(t, challenging(bearerAt(selfSigned.URL), func(w http.ResponseWriter, _ *http.Request) {}))
+		dir := hostsDir(t, "_default", fmt.Sprintf("server = %q\nskip_verify = true\n", s.URL))
+		if err := pull(t, repository(t, Client{HostsDirs: []string{dir}}, s.host(), basicAuth())); !errdefs.IsUnavailable(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	"CVE-2019-10214-client-certificate-stays": func(t *testing.T) {
+		r := mustHost(t, hostConfig{scheme: "https", host: "r.example.com", skipVerify: true})
+		if r.transport.other.TLSClientConfig.InsecureSkipVerify || len(r.transport.other.TLSClientConfig.Certificates) > 0 {
+			t.Error("the settings of a host are used for others")
+		}
+	},
+	"CVE-2026-48978-realm-with-user": refusedRealm(true, func(a *attacker) string { return strings.Replace(a.URL, "://", "://user:pw@", 1) }),
+	"2.4-realm-on-loopback":          refusedRealm(false, func(a *attacker) string { return a.URL }),
+	"2.4-realm-on-localhost":         refusedRealm(false, func(a *attacker) string { return strings.Replace(a.URL, "127.0.0.1", "localhost", 1) }),
+	"2.4-realm-mapped-loopback":      refusedRealm(false, func(a *attacker) string { return strings.Replace(a.URL, "127.0.0.1", "[::ffff:127.0.0.1]", 1) }),
+	"2.4-realm-unspecified":          refusedRealm(false, func(a *attacker) string { return strings.Replace(a.URL, "127.0.0.1", "0.0.0.0", 1) }),
+	"2.4-realm-metadata-server":      refusedRealm(false, func(*attacker) string { return "http://169.254.169.254/latest" }),
+	"2.4-realm-link-local":           refusedRealm(false, func(*attacker) string { return "http://[fe80::1%25lo]/" }),
+	"2.4-realm-unix":                 refusedRealm(true, func(*attacker) string { return "unix:///run/gantry/gantry.sock" }),
+	"2.4-realm-file":                 refusedRealm(true, func(*attacker) string { return "file:///etc/shadow" }),
+	"2.4-realm-no-host":              refusedRealm(true, func(*attacker) string { return "/token" }),
+	"2.4-realm-without-tls": func(t *testing.T) {
+		a := newAttacker(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"x"}`) })
+		ca := newAuthority(t)
+		s := secureRegistry(t, ca, challenging(bearerAt(a.URL), func(w http.ResponseWriter, _ *http.Request) {}))
+		r := trusting(t, ca, s, basicAuth())
+		r.hosts[0].transport.loopback = true // it is the scheme that is refused
+		if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	// A name that leads to loopback is found out when it is looked up.
+	"2.4-realm-name-of-loopback": func(t *testing.T) {
+		a := newAttacker(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"x"}`) })
+		realm := strings.Replace(a.URL, "127.0.0.1", "token.example.com", 1)
+		s := newServer(t, challenging(bearerAt(realm), func(w http.ResponseWriter, _ *http.Request) {}))
+		r := remote(t, s, basicAuth())
+		r.hosts[0].transport.outside.Resolver = loopbackDNS(t)
+		if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	"2.4-realm-redirects-get": func(t *testing.T) {
+		a := newAttacker(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"x"}`) })
+		tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, a.URL, http.StatusFound) }))
+		t.Cleanup(tokens.Close)
+		s := newServer(t, challenging(bearerAt(tokens.URL), func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+		if err := pull(t, repository(t, Client{}, s.host(), basicAuth())); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, true)
+	},
+	"CVE-2026-50151-post-redirected": func(t *testing.T) {
+		for _, code := range []int{301, 302, 303, 307, 308} {
+			a := newAttacker(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"token":"x"}`) })
+			tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, a.URL, code) }))
+			t.Cleanup(tokens.Close)
+			s := newServer(t, challenging(bearerAt(tokens.URL), func(w http.ResponseWriter, _ *http.Request) {}))
+			if err := pull(t, repository(t, Client{}, s.host(), identity)); err == nil {
+				t.Errorf("%d: no error", code)
+			}
+			a.learnt(t, false)
+		}
+	},
+	// The refresh token is for the realm, never for the registry, and what a
+	// token server offers as a new one is not kept.
+	"2.4-refresh-token-capture": func(t *testing.T) {
+		tokens := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprint(w, `{"access_token":"tok","refresh_token":"captured"}`)
+		}))
+		t.Cleanup(tokens.Close)
+		s := newServer(t, challenging(bearerAt(tokens.URL), func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusNotFound) }))
+		r := repository(t, Client{}, s.host(), identity)
+		_ = pull(t, r)
+		for _, v := range s.header("Authorization") {
+			if v != "Bearer tok" {
+				t.Errorf("the registry got %s", v)
+			}
+		}
+		if r.hosts[0].auth.cred.identity != "refresh-me" {
+			t.Error("the token server's token is kept")
+		}
+	},
+	"2.4-refresh-token-for-basic": func(t *testing.T) {
+		s := newServer(t, challenging(`Basic realm="x"`, func(w http.ResponseWriter, _ *http.Request) {}))
+		if err := pull(t, repository(t, Client{}, s.host(), identity)); !errdefs.IsUnauthorized(err) || len(s.header("Authorization")) > 0 {
+			t.Errorf("%v, the registry got %v", err, s.header("Authorization"))
+		}
+	},
+	"2.4-scope-widened": func(t *testing.T) {
+		var scopes []string
+		var s *server
+		s = newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if r.URL.Path == "/token" {
+				scopes = append(scopes, r.URL.Query()["scope"]...)
+				fmt.Fprint(w, `{"token":"tok"}`)
+				return
+			}
+			challenging(bearerAt(s.URL+"/token?scope=registry:catalog:*")+`,scope="repository:other:pull repository:r:pull,push,delete registry:catalog:*"`,
+				func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })(w, r, nil)
+		})
+		_ = pull(t, repository(t, Client{}, s.host(), basicAuth()))
+		if len(scopes) != 1 || scopes[0] != "repository:r:pull" {
+			t.Errorf("scopes %q", scopes)
+		}
+	},
+	"2.4-401-loop": func(t *testing.T) {
+		var s *server
+		n := 0
+		s = newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if r.URL.Path == "/token" {
+				n++
+				fmt.Fprintf(w, `{"token":"tok%d"}`, n)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", bearerAt(s.URL+"/token"))
+			w.WriteHeader(http.StatusUnauthorized)
+		})
+		_, _, err := repository(t, Client{}, s.host(), basicAuth()).Manifest(t.Context(), "v1", nil, 1<<20)
+		if !errdefs.IsUnauthorized(err) || s.count() > 5 {
+			t.Errorf("%d requests, %v", s.count(), err)
+		}
+	},
+	"2.4-challenge-of-10000-params": func(t *testing.T) {
+		for _, format := range []string{`,p%d="x"`, `, Bearer realm="http://x/%d"`} {
+			text := `Bearer realm="http://127.0.0.1:1/"`
+			for i := range 10_000 {
+				text += fmt.Sprintf(format, i)
+			}
+			if c, err := parseChallenges([]string{text}); err == nil {
+				t.Errorf("%d challenges were read", len(c))
+			}
+			s := newServer(t, challenging(text, func(w http.ResponseWriter, _ *http.Request) {}))
+			if err := pull(t, repository(t, Client{}, s.host(), basicAuth())); err == nil || len(err.Error()) > 1000 {
+				t.Errorf("got %.200v", err)
+			}
+		}
+	},
+	"CVE-2023-45289-chain-a-b-b": chain(func(a, b *server) []string { return []string{b.URL, b.URL, b.URL} }),
+	"CVE-2024-45336-chain-a-b-a-b": func(t *testing.T) {
+		chain(func(a, b *server) []string { return []string{b.URL, a.URL, b.URL} })(t)
+	},
+	"CVE-2026-33540-signed-location-in-referer": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		cdn := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, a.URL, http.StatusFound) }))
+		t.Cleanup(cdn.Close)
+		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, cdn.URL+"/x?sig=p4ss", http.StatusFound)
+		})
+		_ = pull(t, repository(t, Client{}, s.host(), nil))
+		a.learnt(t, true)
+	},
+	"2.4-redirect-to-metadata-server": func(t *testing.T) {
+		for _, to := range []string{"http://169.254.169.254/latest/", "http://127.0.0.1:1/", "http://[fe80::1%25lo]/", "http://localhost:1/"} {
+			s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				http.Redirect(w, r, to, http.StatusFound)
+			})
+			if err := pull(t, remote(t, s, nil)); !errdefs.IsPermissionDenied(err) {
+				t.Errorf("%s: %v", to, err)
+			}
+		}
+	},
+	"CVE-2026-49349-redirect-with-user": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			http.Redirect(w, r, strings.Replace(a.URL, "://", "://user:pw@", 1), http.StatusFound)
+		})
+		if err := pull(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	// Nothing secret is logged, at the highest verbosity, nor in an error.
+	"CVE-2019-13509-log": func(t *testing.T) {
+		logger := ktesting.NewLogger(t, ktesting.NewConfig(ktesting.BufferLogs(true), ktesting.Verbosity(10)))
+		ctx := klog.NewContext(t.Context(), logger)
+		var errs strings.Builder
+		for _, fault := range []http.HandlerFunc{
+			func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(http.StatusBadGateway)
+				fmt.Fprintf(w, `{"errors":[{"code":"X","message":"you are %s at http://x/?sig=p4ss-q"}]}`, r.Header.Get("Authorization"))
+			},
+			func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, "http://127.0.0.1:1/x?sig=p4ss-q", http.StatusFound)
+			},
+			func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Location", "http://[::1/x?sig=p4ss-q")
+				w.WriteHeader(http.StatusFound)
+			},
+			func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) },
+		} {
+			mirror := newServer(t, challenging(`Basic realm="x"`, fault))
+			var s *server
+			s = newServer(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.URL.Path == "/token" {
+					fmt.Fprint(w, `{"token":"p4ss-tok"}`)
+					return
+				}
+				challenging(bearerAt(s.URL+"/token"), fault)(w, r, next)
+			})
+			file := dockerConfig(t, fmt.Sprintf(`{"auths":{%q:{"username":"u","password":"p4ss-file"}}}`, mirror.host()))
+			dir := hostsDir(t, "_default", fmt.Sprintf("[host.%q]\n[host.%q.header]\nx-key = \"p4ss-key\"\n", mirror.URL, mirror.URL))
+			r := repository(t, Client{HostsDirs: []string{dir}, DockerConfig: file}, s.host(), &runtimeapi.AuthConfig{Username: "u", Password: "p4ss-pull"})
+			_, _, err := r.Manifest(ctx, "v1", nil, 1<<20)
+			fmt.Fprintln(&errs, err)
+			_, err = r.Blob(ctx, blobDesc)
+			fmt.Fprintln(&errs, err)
+		}
+		buffer := logger.GetSink().(ktesting.Underlier).GetBuffer().String()
+		if text := buffer + errs.String(); strings.Contains(text, "p4ss") || !strings.Contains(buffer, "Registry host failed") ||
+			strings.Contains(text, basic("u", "p4ss-pull")[6:]) || strings.Contains(text, basic("u", "p4ss-file")[6:]) {
+			t.Errorf("log and errors:\n%s", text)
+		}
+	},
+}
+
+// chain has a registry redirect over several places, none of which may get
+// credentials but the registry itself.
+func chain(places func(a, b *server) []string) func(t *testing.T) {
+	return func(t *testing.T) {
+		var a, b *server
+		hop := func(w http.ResponseWriter, r *http.Request) {
+			var n int
+			_, _ = fmt.Sscanf(r.URL.Query().Get("hop"), "%d", &n)
+			if to := places(a, b); n < len(to) {
+				http.Redirect(w, r, fmt.Sprintf("%s/x?hop=%d", to[n], n+1), http.StatusTemporaryRedirect)
+			}
+		}
+		b = newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) { hop(w, r) })
+		a = newServer(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.URL.Query().Get("hop") != "" {
+				hop(w, r)
+				return
+			}
+			challenging(`Basic realm="x"`, hop)(w, r, next)
+		})
+		_ = pull(t, repository(t, withKey(t, a), a.host(), basicAuth()))
+		if b.count() < 2 || len(b.header("Authorization"))+len(b.header("X-Key"))+len(b.header("Referer")) > 0 {
+			t.Errorf("%d requests arrived with %v %v %v", b.count(), b.header("Authorization"), b.header("X-Key"), b.header("Referer"))
+		}
+	}
+}
+
+func mustHost(t *testing.T, c hostConfig) *host {
+	t.Helper()
+	h, err := newHost(c, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+var answerCases = map[string]func(t *testing.T){
+	"CVE-2020-1702-endless-bodies": func(t *testing.T) {
+		var served atomic.Int64
+		endless := func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if strings.Contains(r.URL.Path, "/manifests/") {
+				fmt.Fprint(w, `{"x":"`)
+			}
+			n, _ := io.CopyN(w, neverending{}, 1<<30)
+			served.Add(n)
+		}
+		s := newServer(t, endless)
+		r := repository(t, Client{}, s.host(), nil)
+		if _, _, err := r.Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("manifest: %v", err)
+		}
+		if _, err := r.Blob(t.Context(), blobDesc); !errdefs.IsDataLoss(err) {
+			t.Errorf("config: %v", err)
+		}
+		var a *server
+		a = newServer(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+			if r.URL.Path == "/token" {
+				fmt.Fprint(w, `{"token":"`)
+				endless(w, r, next)
+				return
+			}
+			challenging(bearerAt(a.URL+"/token"), func(w http.ResponseWriter, _ *http.Request) {})(w, r, next)
+		})
+		if _, _, err := repository(t, Client{}, a.host(), nil).Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsDataLoss(err) {
+			t.Errorf("token: %v", err)
+		}
+		if n := served.Load(); n > 64<<20 {
+			t.Errorf("%d bytes were served", n)
+		}
+	},
+	"CVE-2020-1702-document-of-any-size": func(t *testing.T) {
+		s := newServer(t, nil)
+		desc := ocispec.Descriptor{Digest: blobDesc.Digest, Size: 1 << 62}
+		if _, err := repository(t, Client{}, s.host(), nil).Blob(t.Context(), desc); !errdefs.IsInvalidArgument(err) || s.count() > 0 {
+			t.Errorf("got %v", err)
+		}
+	},
+	"CVE-2024-3727-digests": func(t *testing.T) {
+		hex := strings.Repeat("a", 64)
+		s := newServer(t, nil)
+		r := repository(t, Client{}, s.host(), nil)
+		for _, d := range []string{"sha256:../../x", "sha256:", ":", "md5:" + hex[:32], "sha256:" + strings.ToUpper(hex), "sha256:" + hex[1:], "sha256:" + hex + "a", "sha256:..?a=b", "sha512:" + hex + hex} {
+			if _, _, err := r.Manifest(t.Context(), d, nil, 1<<20); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("manifest %s: %v", d, err)
+			}
+			if _, err := r.Blob(t.Context(), ocispec.Descriptor{Digest: digest.Digest(d), Size: 1}); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("blob %s: %v", d, err)
+			}
+			b := r.Open(t.Context(), ocispec.Descriptor{Digest: digest.Digest(d), Size: 1})
+			if _, err := b.Read(make([]byte, 1)); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("layer %s: %v", d, err)
+			}
+			b.Close()
+		}
+		if s.count() > 0 {
+			t.Errorf("%d requests were made", s.count())
+		}
+	},
+	"CVE-2024-3727-docker-content-digest": func(t *testing.T) {
+		for _, d := range []string{"sha256:../../x", "x", "md5:00", "sha256:" + strings.Repeat("A", 64), "sha256:" + strings.Repeat("a", 64) + "/.."} {
+			s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				w.Header().Set("Docker-Content-Digest", d)
+				_, _ = w.Write(manifestBody)
+			})
+			r := repository(t, Client{}, s.host(), nil)
+			if _, _, err := r.Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsDataLoss(err) {
+				t.Errorf("GET %s: %v", d, err)
+			}
+			if got, err := r.Digest(t.Context(), "v1", nil); !errdefs.IsDataLoss(err) || got != "" {
+				t.Errorf("HEAD %s: %s %v", d, got, err)
+			}
+		}
+	},
+	"GHSA-qv35-3gw6-8q4j-pinned-digest": func(t *testing.T) {
+		want := digest.FromBytes(manifestBody)
+		other := []byte(`{"schemaVersion":2}`)
+		for _, said := range []digest.Digest{"", want, digest.FromBytes(other)} {
+			s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				w.Header().Set("Docker-Content-Digest", said.String())
+				_, _ = w.Write(other)
+			})
+			if _, _, err := repository(t, Client{}, s.host(), nil).Manifest(t.Context(), want.String(), nil, 1<<20); !errdefs.IsDataLoss(err) {
+				t.Errorf("said %q: %v", said, err)
+			}
+		}
+		s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Docker-Content-Digest", digest.FromBytes(other).String())
+			_, _ = w.Write(manifestBody)
+		})
+		if _, _, err := repository(t, Client{}, s.host(), nil).Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsDataLoss(err) {
+			t.Errorf("a tag whose digest is said to be another: %v", err)
+		}
+	},
+	// What HEAD says is believed of names only; the content is what GET gives.
+	"2.4-other-answer-to-get": func(t *testing.T) {
+		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			if r.Method == http.MethodHead {
+				w.Header().Set("Docker-Content-Digest", blobDesc.Digest.String())
+				return
+			}
+			_, _ = w.Write(manifestBody)
+		})
+		r := repository(t, Client{}, s.host(), nil)
+		if d, err := r.Digest(t.Context(), "v1", nil); d != blobDesc.Digest || err != nil {
+			t.Fatal(d, err)
+		}
+		if desc, _, err := r.Manifest(t.Context(), "v1", nil, 1<<20); desc.Digest != digest.FromBytes(manifestBody) || err != nil {
+			t.Errorf("%s, %v", desc.Digest, err)
+		}
+	},
+	"2.4-https-to-http-redirect": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		ca := newAuthority(t)
+		for _, to := range []string{a.URL, "http://registry.example.com/", "ftp://x/", "gopher://x/"} {
+			s := secureRegistry(t, ca, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				http.Redirect(w, r, to, http.StatusFound)
+			})
+			r := trusting(t, ca, s, nil)
+			r.hosts[0].transport.loopback = true // it is the scheme that is refused
+			if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
+				t.Errorf("%s: %v", to, err)
+			}
+		}
+		a.learnt(t, false)
+	},
+	"CVE-2026-33814-no-http2": func(t *testing.T) {
+		ca := newAuthority(t)
+		var proto atomic.Int32
+		s := secureRegistry(t, ca, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			proto.Store(int32(r.ProtoMajor))
+			_, _ = w.Write(manifestBody)
+		})
+		if _, _, err := trusting(t, ca, s, nil).Manifest(t.Context(), "v1", nil, 1<<20); err != nil || proto.Load() != 1 {
+			t.Errorf("HTTP/%d, %v", proto.Load(), err)
+		}
+	},
+	"CVE-2025-61726-long-location": func(t *testing.T) {
+		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			w.Header().Set("Location", "/x?"+strings.Repeat("a=b&", 100_000))
+			w.WriteHeader(http.StatusFound)
+		})
+		if err := pull(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsUnavailable(err) || len(err.Error()) > 1000 {
+			t.Errorf("got %.300v", err)
+		}
+	},
+	"2.4-content-encoding": func(t *testing.T) {
+		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Encoding", "gzip")
+			_, _ = w.Write(manifestBody)
+		})
+		if err := pull(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsDataLoss(err) {
+			t.Errorf("got %v", err)
+		}
+	},
+	"2.4-error-body": func(t *testing.T) {
+		var served atomic.Int64
+		for _, body := range []string{
+			`{"errors":[{"code":"A\u001b[31m\nB","message":"see http://u:p4ss@x/y?sig=p4ss` + "\x00\r\n" + `"}]}`,
+			`{"errors":[{"code":"A","message":"` + strings.Repeat("long ", 1000) + `"}]}`, "",
+		} {
+			s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				w.WriteHeader(http.StatusTeapot)
+				if body == "" {
+					n, _ := io.CopyN(w, neverending{}, 1<<30)
+					served.Add(n)
+				}
+				fmt.Fprint(w, body)
+			})
+			err := pull(t, repository(t, Client{}, s.host(), nil))
+			if err == nil || strings.ContainsAny(err.Error(), "\x1b\n\r\x00") || strings.Contains(err.Error(), "p4ss") || len(err.Error()) > 1000 {
+				t.Errorf("got %q", err)
+			}
+		}
+		if served.Load() > 64<<20 {
+			t.Errorf("%d bytes were served", served.Load())
+		}
+	},
+	"2.4-longer-than-its-size": func(t *testing.T) {
+		for _, sized := range []bool{true, false} {
+			s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				if sized {
+					w.Header().Set("Content-Length", fmt.Sprint(len(blobBody)+1))
+				}
+				_, _ = w.Write(blobBody)
+				_, _ = w.Write([]byte{0})
+			})
+			got, err := readBlob(t, repository(t, Client{}, s.host(), nil))
+			if !errdefs.IsDataLoss(err) || len(got) > len(blobBody) {
+				t.Errorf("sized %v: %d bytes, %v", sized, len(got), err)
+			}
+		}
+	},
+	"2.4-shorter-than-its-size": func(t *testing.T) {
+		s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.Header().Set("Content-Length", "1000")
+			_, _ = w.Write(blobBody[:1000])
+		})
+		if _, err := readBlob(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsDataLoss(err) {
+			t.Errorf("got %v", err)
+		}
+		s = newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+			w.(http.Flusher).Flush() // without a length
+			_, _ = w.Write(blobBody[:1000])
+		})
+		if _, err := readBlob(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsUnavailable(err) {
+			t.Errorf("without a length: %v", err)
+		}
+	},
+	"2.4-wrong-content-range": func(t *testing.T) {
+		for _, answer := range []string{"bytes 7-299999/300000", "bytes 100000-299999/300001", "bytes 100000-99999/300000", "bytes 100000-300000/300000", "bytes */300000", "items 100000-299999/300000", "x", ""} {
+			s := blobServer(t, func(w http.ResponseWriter, r *http.Request, n int) {
+				if n > 1 {
+					w.Header().Set("Content-Range", answer)
+					w.WriteHeader(http.StatusPartialContent)
+					_, _ = w.Write(blobBody[100_000:])
+					return
+				}
+				serveRange(w, r, blobBody, 100_000)
+			})
+			if got, err := readBlob(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsDataLoss(err) || !bytes.Equal(got, blobBody[:100_000]) {
+				t.Errorf("%q: %d bytes, %v", answer, len(got), err)
+			}
+		}
+	},
+}
