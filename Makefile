@@ -27,7 +27,7 @@ guards:   ## take each security guard out in turn: a test must fail (root)
 fuzz:     ## every fuzz target for FUZZTIME (30s) each
 	@hack/fuzz.sh
 
-bench:    ## Go benchmarks, then pod, exec, log and pull figures of a real instance (root)
+bench:    ## Go benchmarks, then pod, exec and log figures of a real instance (root)
 	@hack/bench.sh
 
 bench-pull: ## pulls measured against Debian's containerd, when it is installed (root)

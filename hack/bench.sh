@@ -12,4 +12,4 @@ if (($#)); then
 	exec go run ./test/bench "$@"
 fi
 go list ./... | grep -v /test/ | xargs go test -run '^$' -bench . -benchmem
-go run ./test/bench pod parallel exec log pull
+go run ./test/bench pod parallel exec log

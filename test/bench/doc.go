@@ -10,5 +10,6 @@
 //	parallel  many pods at once: rates, memory per pod, cost of the lists and figures
 //	exec      ExecSync of true
 //	log       container stdout to the CRI log file
-//	pull      three images: one layer, ten layers, small files
+//
+// Pulls have a program of their own, test/bench/pulls.
 package main

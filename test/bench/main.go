@@ -8,8 +8,6 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/gantry-cri/gantry/test/harness"
@@ -20,7 +18,6 @@ import (
 type options struct {
 	runtimes runtimes
 	image    string
-	pulls    string
 	rounds   int
 	atOnce   int
 	pods     int
@@ -32,7 +29,6 @@ func main() {
 	var o options
 	flag.Var(&o.runtimes, "rt", "a runtime: NAME=unix://SOCKET,PROC+PROC[,HANDLER]; may be repeated; without it a gantry is started")
 	flag.StringVar(&o.image, "image", images.Busybox, "image of the containers")
-	flag.StringVar(&o.pulls, "pull", strings.Join(images.Benchmarks(), ","), "images of the pull test")
 	flag.IntVar(&o.rounds, "n", 15, "rounds")
 	flag.IntVar(&o.atOnce, "c", 8, "pods at a time in parallel")
 	flag.IntVar(&o.pods, "pods", 40, "pods in parallel")
@@ -45,7 +41,7 @@ func main() {
 	}
 	for _, name := range tests {
 		if _, ok := table[name]; !ok {
-			log.Fatalf("no test %q: there are pod, parallel, exec, log, pull", name)
+			log.Fatalf("no test %q: there are pod, parallel, exec, log", name)
 		}
 	}
 	if len(o.runtimes) == 0 {
@@ -60,7 +56,7 @@ func main() {
 
 func run(ctx context.Context, o *options, tests []string) (err error) {
 	if len(o.runtimes) == 0 {
-		registry, e := images.Serve(ctx, "127.0.0.1:0", slices.Contains(tests, "pull"))
+		registry, e := images.Serve(ctx, "127.0.0.1:0", false)
 		if e != nil {
 			return e
 		}

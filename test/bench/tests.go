@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 	"time"
 
@@ -23,7 +22,6 @@ var table = map[string]struct {
 	"parallel": {(*bench).parallel, func(o *options) string { return fmt.Sprintf("%d pods, %d at a time", o.pods, o.atOnce) }, "ms unless named"},
 	"exec":     {(*bench).exec, func(*options) string { return "exec" }, "ms"},
 	"log":      {(*bench).log, func(*options) string { return "container log throughput" }, "MiB/s"},
-	"pull":     {(*bench).pull, func(*options) string { return "pull" }, "ms"},
 }
 
 // sleeper is the command of containers that only have to be there.
@@ -188,24 +186,4 @@ func (r *criRuntime) waitExit(ctx context.Context, container string) error {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-func (b *bench) pull(ctx context.Context) error {
-	for range max(3, b.rounds/5) {
-		for image := range strings.SplitSeq(b.pulls, ",") {
-			for _, r := range b.runtimes {
-				spec := &runtimeapi.ImageSpec{Image: image}
-				if _, err := r.images.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec}); err != nil {
-					return err
-				}
-				time.Sleep(1500 * time.Millisecond) // what the removal leaves to do is not the pull's
-				t := time.Now()
-				if err := r.pull(ctx, image); err != nil {
-					return err
-				}
-				b.results[r.name].since(path.Base(image), t)
-			}
-		}
-	}
-	return nil
 }

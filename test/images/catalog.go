@@ -31,10 +31,14 @@ func Benchmarks() []string {
 var benchmarks = []struct {
 	ref                string
 	layers, files, kib int
+	compression        Compression
 }{
-	{"bench/one-layer:1", 1, 4000, 64},
-	{"bench/ten-layers:1", 10, 400, 64},
-	{"bench/small-files:1", 2, 20000, 2},
+	{"bench/one-layer:1", 1, 4000, 64, Gzip},
+	{"bench/ten-layers:1", 10, 400, 64, Gzip},
+	{"bench/small-files:1", 2, 20000, 2, Gzip},
+	{"bench/one-layer-zstd:1", 1, 4000, 64, Zstd},
+	{"bench/ten-layers-zstd:1", 10, 400, 64, Zstd},
+	{"bench/small-files-zstd:1", 2, 20000, 2, Zstd},
 }
 
 // builder keeps the layers that images share.
@@ -130,17 +134,17 @@ func (b *builder) image(r recipe) (v1.Image, error) {
 }
 
 // bench makes an image of bulk layers only.
-func (b *builder) bench(layers, files, kib int) (v1.Image, error) {
+func (b *builder) bench(layers, files, kib int, c Compression) (v1.Image, error) {
 	var ls []v1.Layer
 	for range layers {
 		b.seed++
-		l, err := bulkLayer(b.seed, files, kib<<10)
+		l, err := bulkLayer(b.seed, files, kib<<10, c)
 		if err != nil {
 			return nil, err
 		}
 		ls = append(ls, l)
 	}
-	return newImage("", []string{"sh"}, ls...)
+	return OCI(ls...)
 }
 
 func newImage(user string, cmd []string, layers ...v1.Layer) (v1.Image, error) {

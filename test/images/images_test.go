@@ -90,7 +90,7 @@ func TestMirrorsNameEveryHost(t *testing.T) {
 
 func TestLayersAreReproducible(t *testing.T) {
 	digest := func() string {
-		l, err := bulkLayer(7, 3, 1024)
+		l, err := bulkLayer(7, 3, 1024, Gzip)
 		if err != nil {
 			t.Fatal(err)
 		}

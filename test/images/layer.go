@@ -3,14 +3,11 @@ package images
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
 // file is one entry of a layer: a regular file unless dir, symlink or hardlink says otherwise.
@@ -38,6 +35,14 @@ func dirs(mode int64, names ...string) (f []file) {
 
 // newLayer returns a gzip layer of the files, in their order. Equal files give an equal digest.
 func newLayer(files ...file) (v1.Layer, error) {
+	body, err := tarOf(files...)
+	if err != nil {
+		return nil, err
+	}
+	return TarLayer(body, docker)
+}
+
+func tarOf(files ...file) ([]byte, error) {
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	for _, f := range files {
@@ -60,13 +65,12 @@ func newLayer(files ...file) (v1.Layer, error) {
 	if err := tw.Close(); err != nil {
 		return nil, fmt.Errorf("closing a layer: %w", err)
 	}
-	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil }
-	return tarball.LayerFromOpener(open, tarball.WithCompressionLevel(gzip.DefaultCompression), tarball.WithCompressedCaching)
+	return buf.Bytes(), nil
 }
 
 // bulkLayer returns a layer of n files of the given size, half of whose bytes cannot be compressed. The seed
 // makes layers differ, and equal seeds make them equal from run to run.
-func bulkLayer(seed uint64, n, size int) (v1.Layer, error) {
+func bulkLayer(seed uint64, n, size int, c Compression) (v1.Layer, error) {
 	random := rand.NewChaCha8([32]byte{byte(seed)})
 	folder := fmt.Sprintf("data%d/", seed)
 	files := []file{dir(folder, 0o755)}
@@ -80,5 +84,9 @@ func bulkLayer(seed uint64, n, size int) (v1.Layer, error) {
 		}
 		files = append(files, file{name: fmt.Sprintf("%sf%05d", folder, i), mode: 0o644, body: body})
 	}
-	return newLayer(files...)
+	body, err := tarOf(files...)
+	if err != nil {
+		return nil, err
+	}
+	return TarLayer(body, c)
 }

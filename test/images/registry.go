@@ -33,7 +33,7 @@ type Registry struct {
 }
 
 // Serve makes the images and serves them on listen, a loopback address whose port may be 0. With bench the
-// images that pulls are timed with are there too; making those takes some ten seconds and 600 MB of memory.
+// images that pulls are timed with are there too; making those takes some twenty seconds and 2 GB of memory.
 func Serve(ctx context.Context, listen string, bench bool) (*Registry, error) {
 	r, err := newRegistry()
 	if err != nil {
@@ -124,7 +124,7 @@ func (r *Registry) fill(ctx context.Context, b *builder, bench bool) error {
 		return nil
 	}
 	for _, c := range benchmarks {
-		img, err := b.bench(c.layers, c.files, c.kib)
+		img, err := b.bench(c.layers, c.files, c.kib, c.compression)
 		if err == nil {
 			err = r.Push(ctx, c.ref, img)
 		}

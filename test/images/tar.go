@@ -17,8 +17,10 @@ import (
 // Compression is what the blob of a layer is, by its media type.
 type Compression types.MediaType
 
-// The compressions that the OCI image specification knows.
+// The compressions that the OCI image specification knows, and Docker's gzip.
 const (
+	docker = Compression(types.DockerLayer)
+
 	Gzip  = Compression(types.OCILayer)
 	Zstd  = Compression(types.OCILayerZStd)
 	Plain = Compression(types.OCIUncompressedLayer)
@@ -56,11 +58,8 @@ func compress(tar []byte, c Compression) ([]byte, error) {
 	switch c {
 	case Plain:
 		return tar, nil
-	case Gzip:
-		var err error
-		if w, err = gzip.NewWriterLevel(&buf, gzip.BestSpeed); err != nil {
-			return nil, err
-		}
+	case Gzip, docker:
+		w = gzip.NewWriter(&buf)
 	case Zstd:
 		var err error
 		if w, err = zstd.NewWriter(&buf); err != nil {

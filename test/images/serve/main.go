@@ -16,7 +16,7 @@ import (
 
 func main() {
 	listen := flag.String("listen", "127.0.0.1:5000", "loopback address to serve on; port 0 picks a free one")
-	bench := flag.Bool("bench", false, "also make the images that pulls are timed with (600 MB of memory)")
+	bench := flag.Bool("bench", false, "also make the images that pulls are timed with (2 GB of memory)")
 	mirrors := flag.String("mirrors", "", "write a hosts.toml per registry name beneath this folder")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
