@@ -135,16 +135,17 @@ func (s *Service) fetch(ctx context.Context, src source, w wanted) (_ *storedLay
 	return s.store(dir, meta.Layer{Key: layerKey(w.diffID), DiffID: w.diffID}, res)
 }
 
-// finish completes a claimed layer when those below it are ready. On an error
-// it is parked again, or gone when it was completed in part.
-func (s *Service) finish(ctx context.Context, f *fetched, w wanted, below []*storedLayer, ready []chan struct{}) (*storedLayer, error) {
+// finish completes a claimed layer when those below it are ready, unless one of
+// those fails, which is when failed ends. On an error it is parked again, or
+// gone when it was completed in part.
+func (s *Service) finish(ctx, failed context.Context, f *fetched, w wanted, below []*storedLayer, ready []chan struct{}) (*storedLayer, error) {
 	defer s.settle(w)
 	for _, c := range ready {
 		select {
 		case <-c:
-		case <-ctx.Done():
+		case <-failed.Done():
 			s.park(f, w.diffID)
-			return nil, context.Cause(ctx)
+			return nil, context.Cause(failed)
 		}
 	}
 	l, err := s.complete(ctx, f, w, below)
@@ -187,7 +188,8 @@ func (s *Service) complete(ctx context.Context, f *fetched, w wanted, below []*s
 // store moves a finished layer to its place. Its record is written with that
 // of the first image that has it; until then a crash takes it away again.
 func (s *Service) store(dir string, m meta.Layer, res *layer.Result) (*storedLayer, error) {
-	m.Bytes, m.Inodes = res.Bytes, res.Inodes
+	extra := beside(dir)
+	m.Bytes, m.Inodes = res.Bytes+extra.Bytes, res.Inodes+extra.Inodes
 	m.RootListed, m.RootOpaque = res.RootListed, res.RootOpaque
 	s.change.Lock()
 	defer s.change.Unlock()
@@ -200,6 +202,16 @@ func (s *Service) store(dir string, m meta.Layer, res *layer.Result) (*storedLay
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.addLayer(m), nil
+}
+
+// beside is what a layer takes on the disk beside its files: the directory that
+// they are in, and the blob if it is kept.
+func beside(dir string) Usage {
+	u := Usage{Bytes: 4096, Inodes: 1}
+	if info, err := os.Lstat(filepath.Join(dir, "blob")); err == nil {
+		u.Bytes, u.Inodes = u.Bytes+uint64(info.Size()+4095)&^4095, u.Inodes+1
+	}
+	return u
 }
 
 // dirs are the layers' directories.
