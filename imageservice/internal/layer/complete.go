@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -31,7 +29,7 @@ func (u *unpacker) implied() []*node {
 		if n.opaque {
 			continue // nor in anything beneath
 		}
-		if !n.listed && n != u.root {
+		if !n.listed && !n.settled && n != u.root {
 			list = append(list, n)
 		}
 		for _, c := range n.children {
@@ -55,12 +53,12 @@ func (r *Result) Complete(ctx context.Context, rootFD, lowerFD int) error {
 	for _, l := range u.links {
 		if err := c.hardLink(l); err != nil {
 			u.closeDirs()
-			return fmt.Errorf("hard link %q to %q: %w", abbreviate(l.name), abbreviate(l.target), err)
+			return fmt.Errorf("hard link %q to %q: %w", abbreviate(l.name), abbreviate(l.target), classify(err))
 		}
 	}
 	if err := c.directories(); err != nil {
 		u.closeDirs()
-		return err
+		return classify(err)
 	}
 	r.Bytes, r.Inodes, r.u = u.bytes, u.inodes, nil
 	return u.finish()
@@ -72,36 +70,10 @@ type completer struct {
 	moves int
 }
 
-// lookup opens a path of the layers below without following any link; a
-// symbolic link itself is opened. A path that runs through one is absent: the
-// layer has a directory in its place.
-func (c *completer) lookup(path string) (fd int, st unix.Stat_t, err error) {
-	if c.lower < 0 {
-		return -1, st, unix.ENOENT
-	}
-	fd, err = unix.Openat2(c.lower, path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENAMETOOLONG) {
-		err = unix.ENOENT
-	}
-	if err != nil {
-		return -1, st, err
-	}
-	if err := unix.Fstat(fd, &st); err != nil {
-		unix.Close(fd)
-		return -1, st, err
-	}
-	// The lowest layer's whiteouts hide nothing and show through.
-	if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
-		unix.Close(fd)
-		return -1, st, unix.ENOENT
-	}
-	return fd, st, nil
-}
-
 func (c *completer) hardLink(l hardLink) error {
+	if err := c.canceled(); err != nil {
+		return err
+	}
 	parts := strings.Split(l.name, "/")
 	name := parts[len(parts)-1]
 	parent, err := c.dir(parts[:len(parts)-1], true)
@@ -145,70 +117,11 @@ func (c *completer) copyUp(parts []string) error {
 	if parent.cutOff() {
 		return fmt.Errorf("no such file in the image: %w", errdefs.ErrInvalidArgument)
 	}
-	from, st, err := c.lookup(path)
+	err = c.duplicate(c.lower, path, parent, name)
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("no such file in the image: %w", errdefs.ErrInvalidArgument)
 	}
-	if err != nil {
-		return err
-	}
-	defer unix.Close(from)
-	fd, err := c.dirFD(parent)
-	if err != nil {
-		return err
-	}
-	m := lowerMeta(&st)
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return c.copyFile(fd, name, path, &st)
-	case unix.S_IFLNK:
-		target, err := readlink(from)
-		if err != nil {
-			return err
-		}
-		if err := unix.Symlinkat(target, fd, name); err != nil {
-			return err
-		}
-		c.add(parent, name, target)
-		return c.applyByName(parent, name, m, false)
-	case unix.S_IFIFO, unix.S_IFCHR, unix.S_IFBLK:
-		if err := unix.Mknodat(fd, name, st.Mode, int(st.Rdev)); err != nil {
-			return err
-		}
-		return c.applyByName(parent, name, m, true)
-	}
-	return fmt.Errorf("neither file nor link: %w", errdefs.ErrInvalidArgument)
-}
-
-func (c *completer) copyFile(dirFD int, name, path string, st *unix.Stat_t) error {
-	in, err := unix.Openat2(c.lower, path, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return err
-	}
-	src := os.NewFile(uintptr(in), path)
-	defer src.Close()
-	out, err := unix.Openat(dirFD, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(out)
-	if err := c.count(0); err != nil {
-		return err
-	}
-	if err := c.copy(out, st.Size, src); err != nil {
-		return err
-	}
-	m := lowerMeta(st)
-	if m.xattrs, err = xattrs(in); err != nil {
-		return err
-	}
-	if err := m.apply(out); err != nil {
-		return err
-	}
-	return setTimes(out, m.mtime)
+	return err
 }
 
 // directories gives every implied directory what it has below.
@@ -216,9 +129,12 @@ func (c *completer) directories() error {
 	for {
 		moved := false
 		for _, n := range c.implied() {
+			if err := c.canceled(); err != nil {
+				return err
+			}
 			move, err := c.directory(n)
 			if err != nil {
-				return fmt.Errorf("completing directory %q: %w", n.path(), err)
+				return fmt.Errorf("completing directory %q: %w", abbreviate(n.path()), err)
 			}
 			if moved = move; moved {
 				break // the list is out of date
@@ -231,9 +147,10 @@ func (c *completer) directories() error {
 }
 
 func (c *completer) directory(n *node) (moved bool, err error) {
-	fd, st, err := c.lookup(n.path())
+	fd, st, err := lookup(c.lower, n.path())
 	if errors.Is(err, unix.ENOENT) {
-		return false, nil // a new directory, as it was made
+		n.settled = true // a new directory, as it was made
+		return false, nil
 	}
 	if err != nil {
 		return false, err
@@ -252,11 +169,12 @@ func (c *completer) directory(n *node) (moved bool, err error) {
 		}
 		return true, c.move(n, target)
 	}
-	return false, nil // hides a file
+	n.settled = true // hides a file
+	return false, nil
 }
 
 func (c *completer) inherit(n *node, lowerFD int, st *unix.Stat_t) error {
-	m := lowerMeta(st)
+	m := statMeta(st)
 	in, err := unix.Openat(lowerFD, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -267,22 +185,6 @@ func (c *completer) inherit(n *node, lowerFD int, st *unix.Stat_t) error {
 		return err
 	}
 	return c.listDir(n, m)
-}
-
-func readlink(fd int) (string, error) {
-	buf := make([]byte, maxName)
-	n, err := unix.Readlinkat(fd, "", buf)
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
-}
-
-func lowerMeta(st *unix.Stat_t) meta {
-	return meta{
-		uid: int(st.Uid), gid: int(st.Gid), mode: st.Mode & 0o7777,
-		mtime: time.Unix(st.Mtim.Unix()),
-	}
 }
 
 // xattrs reads those that belong to an image.

@@ -16,21 +16,41 @@
 // directory and symbolic link in it is known in memory (tree.go). A path is
 // resolved there, symbolic links staying beneath the root, and each step on
 // disk is one openat-like call with one name below the descriptor of its
-// directory, never following a link. No path is ever walked by the kernel, so
-// nothing outside the root can be reached. Policy for entries:
+// directory, never following a link; only a directory whose descriptor was
+// given up is opened anew by a path, which the kernel walks beneath another
+// one's and without links. So nothing outside the root can be reached. Policy
+// for entries:
 //
 //   - a leading slash is dropped; a `..` component in a name or in a hard
-//     link's target is refused; the text of a symbolic link is kept as it is;
+//     link's target is refused; the text of a symbolic link is kept as it is,
+//     and as a parent it leads where it would lead inside the container;
+//   - names are bytes: what is not UTF-8 or not printable stays as it is, and
+//     is quoted in errors; a name that the file system cannot hold is refused;
+//   - a later entry takes the place of an earlier one of the same name, but a
+//     file never becomes a directory because something is put beneath it;
 //   - `.wh.x` becomes a 0:0 character device, `.wh..wh..opq` and a directory
 //     that takes the place of a whiteout or of another file the
-//     trusted.overlay.opaque xattr; other AUFS `.wh..wh.*` entries are skipped;
+//     trusted.overlay.opaque xattr, whatever the type of the entry and wherever
+//     it stands: what the layer itself has stays; other AUFS `.wh..wh.*`
+//     entries are skipped, and nothing else may have such a name;
 //   - a 0:0 character device, a device number out of range, an id above
 //     2^32-2, an unknown entry type and a trusted.* or user.overlay.* xattr are
 //     refused;
-//   - of xattrs security.capability and user.* are kept, others belong to the
-//     machine that made the image and are dropped;
+//   - of xattrs user.* is kept, and security.capability of regular files;
+//     others belong to the machine that made the image and are dropped, as are
+//     those of symbolic links and devices, and LIBARCHIVE.xattr.* records;
+//   - global PAX headers are ignored, as are names of users and groups;
 //   - owners, modes with setuid, setgid and sticky bits, and times with
-//     nanoseconds are set as the entry says; the umask has no influence.
+//     nanoseconds are set as the entry says; the umask has no influence. A time
+//     before 1901 or after 2262 becomes 1970;
+//   - sparse files, of all three forms, keep their holes;
+//   - a file with more hard links than the file system gives becomes several;
+//   - a tar without its end mark is complete, and what follows the mark is
+//     read, hashed and ignored.
+//
+// Every refusal is errdefs.ErrInvalidArgument, a full disk ErrResourceExhausted
+// and a blob other than its digest ErrDataLoss. Limits bound headers, bytes,
+// memory and work (limits.go); whatever is left ends with the context.
 //
 // # What depends on the layers below
 //

@@ -2,10 +2,13 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -30,6 +33,7 @@ func metadata(hdr *tar.Header) (meta, error) {
 		return meta{}, fmt.Errorf("owner %d:%d: %w", hdr.Uid, hdr.Gid, errdefs.ErrInvalidArgument)
 	}
 	m := meta{uid: hdr.Uid, gid: hdr.Gid, mode: uint32(hdr.Mode & 0o7777), mtime: hdr.ModTime}
+	total := 0
 	for key, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(key, "SCHILY.xattr.")
 		if !ok {
@@ -39,12 +43,18 @@ func metadata(hdr *tar.Header) (meta, error) {
 		if err != nil {
 			return meta{}, err
 		}
-		if keep {
-			m.xattrs = append(m.xattrs, xattr{name, value})
+		if !keep || (name == capability && hdr.Typeflag != tar.TypeReg && hdr.Typeflag != tar.TypeGNUSparse) {
+			continue
 		}
+		if total += len(name) + len(value); total > maxXattrs {
+			return meta{}, fmt.Errorf("extended attributes of more than %d bytes: %w", maxXattrs, errdefs.ErrInvalidArgument)
+		}
+		m.xattrs = append(m.xattrs, xattr{name, value})
 	}
 	return m, nil
 }
+
+const capability = "security.capability"
 
 // keepXattr tells which extended attributes are part of an image. Those that
 // overlayfs would take for its own are refused, those that belong to the
@@ -53,19 +63,25 @@ func keepXattr(name string) (bool, error) {
 	if strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") {
 		return false, fmt.Errorf("extended attribute %q: %w", abbreviate(name), errdefs.ErrInvalidArgument)
 	}
-	return name == "security.capability" || strings.HasPrefix(name, "user."), nil
+	return name == capability || strings.HasPrefix(name, "user."), nil
 }
 
+// unknownMode is no mode.
+const unknownMode = math.MaxUint32
+
 // apply sets owner, mode and xattrs in the one order in which none undoes
-// another: chown clears setuid bits and capabilities.
-func (m *meta) apply(fd int) error {
+// another: chown clears setuid bits and capabilities. A file that was made here
+// belongs to root, and has a mode that need not be set twice.
+func (m *meta) apply(fd int, mode uint32) error {
 	if m.uid != 0 || m.gid != 0 {
 		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
 			return fmt.Errorf("setting owner %d:%d: %w", m.uid, m.gid, err)
 		}
 	}
-	if err := unix.Fchmod(fd, m.mode); err != nil {
-		return fmt.Errorf("setting mode %o: %w", m.mode, err)
+	if m.mode != mode {
+		if err := unix.Fchmod(fd, m.mode); err != nil {
+			return fmt.Errorf("setting mode %o: %w", m.mode, err)
+		}
 	}
 	for _, x := range m.xattrs {
 		if err := unix.Fsetxattr(fd, x.name, []byte(x.value), 0); err != nil {
@@ -73,6 +89,23 @@ func (m *meta) apply(fd int) error {
 		}
 	}
 	return nil
+}
+
+// umask is what the kernel takes off the mode of a new file; everything when
+// it cannot be told, so that all modes are set once more.
+func umask() uint32 {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777
+	}
+	for line := range strings.Lines(string(status)) {
+		if text, ok := strings.CutPrefix(line, "Umask:"); ok {
+			if mask, err := strconv.ParseUint(strings.TrimSpace(text), 8, 9); err == nil {
+				return uint32(mask)
+			}
+		}
+	}
+	return 0o777
 }
 
 // applyByName is for symbolic links and devices, which cannot be opened. The
@@ -92,14 +125,18 @@ func (u *unpacker) applyByName(parent *node, name string, m meta, mode bool) err
 			return fmt.Errorf("setting mode %o: %w", m.mode, err)
 		}
 	}
-	ts := timespecs(m.mtime)
+	return setTimesAt(fd, name, m.mtime)
+}
+
+func setTimesAt(fd int, name string, t time.Time) error {
+	ts := timespecs(t)
 	return unix.UtimesNanoAt(fd, name, ts[:], unix.AT_SYMLINK_NOFOLLOW)
 }
 
 func timespecs(t time.Time) [2]unix.Timespec {
 	// The kernel clamps to what the file system can keep; beyond int64
 	// nanoseconds there are only made-up times.
-	if s := t.Unix(); s < math.MinInt32 || s > math.MaxInt64/int64(time.Second) {
+	if s := t.Unix(); s < math.MinInt32 || s >= math.MaxInt64/int64(time.Second) {
 		t = time.Unix(0, 0)
 	}
 	ts := unix.NsecToTimespec(t.UnixNano())
@@ -137,28 +174,50 @@ func (u *unpacker) copy(fd int, size int64, r io.Reader) error {
 	return nil
 }
 
-// copySparse leaves holes where the file has only zeros.
+// copySparse leaves holes where the file has only zeros. Those of a sparse file
+// are read from nowhere, so this is where a huge one notices a cancellation.
 func (u *unpacker) copySparse(fd int, size int64, r io.Reader) error {
-	const block = 4096
-	var off int64
-	for off < size {
-		n, err := io.ReadFull(r, u.buf[:min(int64(len(u.buf)), size-off)])
-		if err != nil {
+	for off := int64(0); off < size; {
+		if err := u.canceled(); err != nil {
+			return err
+		}
+		b := u.buf[:min(int64(len(u.buf)), size-off)]
+		if _, err := io.ReadFull(r, b); err != nil {
 			return unexpected(err)
 		}
-		for b := u.buf[:n]; len(b) > 0; {
-			part := b[:min(block, len(b))]
-			if !zero(part) {
-				if _, err := unix.Pwrite(fd, part, off); err != nil {
+		for len(b) > 0 {
+			n, hole := run(b)
+			if !hole {
+				if err := pwriteAll(fd, b[:n], off); err != nil {
 					return err
 				}
-				u.bytes += block
+				u.bytes += uint64(n+block-1) &^ (block - 1)
 			}
-			off += int64(len(part))
-			b = b[len(part):]
+			off += int64(n)
+			b = b[n:]
 		}
 	}
 	return unix.Ftruncate(fd, size)
+}
+
+// block is the unit in which holes are looked for.
+const block = 4096
+
+var zeros [block]byte
+
+// run returns how many bytes at the beginning of b are whole blocks of zeros,
+// or else are not.
+func run(b []byte) (n int, hole bool) {
+	for n < len(b) {
+		part := b[n:min(n+block, len(b))]
+		zero := bytes.Equal(part, zeros[:len(part)])
+		if n > 0 && zero != hole {
+			break
+		}
+		hole = zero
+		n += len(part)
+	}
+	return n, hole
 }
 
 func isSparse(hdr *tar.Header) bool {
@@ -170,26 +229,17 @@ func isSparse(hdr *tar.Header) bool {
 	return map0 || map1
 }
 
-func zero(b []byte) bool {
-	for len(b) >= 8 {
-		if *(*uint64)(unsafe.Pointer(&b[0])) != 0 {
-			return false
-		}
-		b = b[8:]
-	}
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}
-
+// unexpected is what reading less than was announced means. Whether the blob
+// could not be read is told by the one who reads it.
 func unexpected(err error) error {
-	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return err
 	}
-	return err
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 }
 
 func writeAll(fd int, b []byte) error {
@@ -202,6 +252,20 @@ func writeAll(fd int, b []byte) error {
 			return err
 		}
 		b = b[n:]
+	}
+	return nil
+}
+
+func pwriteAll(fd int, b []byte, off int64) error {
+	for len(b) > 0 {
+		n, err := unix.Pwrite(fd, b, off)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b, off = b[n:], off+int64(n)
 	}
 	return nil
 }

@@ -15,21 +15,13 @@ import (
 // move puts the content of an implied directory that is a symbolic link below
 // to where the link leads.
 func (c *completer) move(n *node, target string) error {
-	const aside = ".gantry-moved"
-	fd, err := c.dirFD(n.parent)
-	if err != nil {
-		return err
-	}
-	if err := unix.Renameat2(fd, n.name, fd, aside, unix.RENAME_NOREPLACE); err != nil {
+	if err := c.putAside(n); err != nil {
 		return err
 	}
 	var start []string
 	if p := n.parent.path(); p != "" {
 		start = strings.Split(p, "/")
 	}
-	delete(n.parent.children, n.name)
-	n.name = aside
-	n.parent.children[aside] = n
 	real, err := c.resolve(start, strings.Split(target, "/"), &target)
 	if err != nil {
 		return err
@@ -38,55 +30,95 @@ func (c *completer) move(n *node, target string) error {
 	if err != nil {
 		return err
 	}
+	for p := to; p != nil; p = p.parent {
+		if p == n {
+			return fmt.Errorf("symbolic link %q leads into itself: %w", abbreviate(target), errdefs.ErrInvalidArgument)
+		}
+	}
 	if err := c.merge(n, to); err != nil {
 		return err
 	}
-	return c.remove(n.parent, aside)
+	return c.remove(n.parent, n.name)
 }
 
-// merge moves what is in from into to. What both have stays as to has it,
-// but for directories, which are merged.
-func (c *completer) merge(from, to *node) error {
-	names, err := c.names(from)
+// putAside renames a directory, so that it does not stand in its own way.
+func (c *completer) putAside(n *node) error {
+	fd, err := c.dirFD(n.parent)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		fd, err := c.dirFD(from)
-		if err != nil {
-			return err
-		}
-		if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
-			return err
-		}
-		toFD, err := c.dirFD(to)
-		if err == nil {
-			err = unix.Renameat2(fd, name, toFD, name, unix.RENAME_NOREPLACE)
-		}
-		unix.Close(fd)
-		a, b := from.child(name), to.child(name)
-		switch {
-		case err == nil && a != nil:
-			delete(from.children, name)
-			if to.children == nil {
-				to.children = make(map[string]*node)
-			}
-			a.parent = to
-			to.children[name] = a
-		case errors.Is(err, unix.EEXIST):
-			if a != nil && b != nil && a.isDir() && b.isDir() {
-				err = c.merge(a, b)
-			} else {
-				err = nil
-			}
+	for i := 0; ; i++ {
+		aside := fmt.Sprintf(".gantry-moved-%d", i)
+		err := unix.Renameat2(fd, n.name, fd, aside, unix.RENAME_NOREPLACE)
+		if errors.Is(err, unix.EEXIST) && i < maxMoves {
+			continue // the layer's own
 		}
 		if err != nil {
 			return err
 		}
+		delete(n.parent.children, n.name)
+		n.name = aside
+		n.parent.children[aside] = n
+		return nil
 	}
-	return nil
 }
 
+// merge moves what is in from into to. What both have stays as to has it,
+// but for directories, which are merged. It empties from a few names at a time
+// until nothing is left.
+func (c *completer) merge(from, to *node) error {
+	for {
+		names, err := c.names(from)
+		if err != nil || len(names) == 0 {
+			return err
+		}
+		for _, name := range names {
+			if err := c.mergeOne(from, to, name); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *completer) mergeOne(from, to *node, name string) error {
+	if err := c.canceled(); err != nil {
+		return err
+	}
+	fd, err := c.dirFD(from)
+	if err != nil {
+		return err
+	}
+	if fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	toFD, err := c.dirFD(to)
+	if err != nil {
+		return err
+	}
+	err = unix.Renameat2(fd, name, toFD, name, unix.RENAME_NOREPLACE)
+	a, b := from.child(name), to.child(name)
+	switch {
+	case err == nil && a != nil:
+		delete(from.children, name)
+		if to.children == nil {
+			to.children = make(map[string]*node)
+		}
+		a.parent = to
+		to.children[name] = a
+		return nil
+	case errors.Is(err, unix.EEXIST):
+		if a != nil && b != nil && a.isDir() && b.isDir() {
+			if err := c.merge(a, b); err != nil {
+				return err
+			}
+		}
+		return c.remove(from, name)
+	}
+	return err
+}
+
+// names lists some of what is in a directory; none when it is empty.
 func (c *completer) names(n *node) ([]string, error) {
 	fd, err := c.dirFD(n)
 	if err != nil {
@@ -98,7 +130,7 @@ func (c *completer) names(n *node) ([]string, error) {
 	}
 	f := os.NewFile(uintptr(own), n.name)
 	defer f.Close()
-	names, err := f.Readdirnames(-1)
+	names, err := f.Readdirnames(1024)
 	if err == io.EOF {
 		err = nil
 	}
@@ -149,6 +181,9 @@ func (c *completer) resolve(start, parts []string, text *string) ([]string, erro
 // linkAt returns the text of the symbolic link at a real place, "" if there
 // is something else or nothing.
 func (c *completer) linkAt(place []string) (string, error) {
+	if err := c.bookSteps(len(place)); err != nil {
+		return "", err
+	}
 	n := c.root
 	for _, name := range place {
 		next := n.child(name)
@@ -164,7 +199,7 @@ func (c *completer) linkAt(place []string) (string, error) {
 	if n != nil && (n.listed || !n.isDir()) {
 		return n.target, nil // the layer has its own
 	}
-	fd, st, err := c.lookup(strings.Join(place, "/"))
+	fd, st, err := lookup(c.lower, strings.Join(place, "/"))
 	if errors.Is(err, unix.ENOENT) {
 		return "", nil
 	}

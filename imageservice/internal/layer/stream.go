@@ -159,7 +159,7 @@ func inflate(in, out *link, limit int64) (err error) {
 	src := &linkReader{link: in}
 	r, done, err := decompressor(src)
 	if err != nil {
-		return src.blame(err)
+		return src.blame("decompressing the layer", err, errdefs.ErrDataLoss)
 	}
 	defer done()
 	var total int64
@@ -180,8 +180,11 @@ func inflate(in, out *link, limit int64) (err error) {
 		if err == io.EOF {
 			return src.drain()
 		}
+		if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+			return fmt.Errorf("layer needs a window of more than %d bytes: %w: %w", maxWindow, err, errdefs.ErrInvalidArgument)
+		}
 		if err != nil {
-			return src.blame(err)
+			return src.blame("decompressing the layer", err, errdefs.ErrDataLoss)
 		}
 	}
 }
@@ -321,12 +324,14 @@ type linkReader struct {
 
 // blame tells whether a decoder failed because of what it read or because it
 // could not read.
-func (r *linkReader) blame(err error) error {
-	if r.err != nil && r.err != io.EOF {
+func (r *linkReader) blame(what string, err, kind error) error {
+	if r.broken() {
 		return r.err
 	}
-	return fmt.Errorf("decompressing the layer: %w: %w", err, errdefs.ErrDataLoss)
+	return fmt.Errorf("%s: %w: %w", what, err, kind)
 }
+
+func (r *linkReader) broken() bool { return r.err != nil && r.err != io.EOF }
 
 func (r *linkReader) Read(p []byte) (int, error) {
 	if len(r.buf) == 0 {

@@ -3,6 +3,7 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,9 +33,11 @@ type node struct {
 	children map[string]*node // of a directory; made when first needed
 	fd       int              // of a directory; -1 while not open
 
-	listed bool // the tar has an entry for this directory
-	opaque bool // nothing of it shows from below
-	mtime  time.Time
+	listed  bool // the tar has an entry for this directory
+	opaque  bool // nothing of it shows from below
+	settled bool // it is not listed, but not below either
+	mtime   time.Time
+	mode    uint32
 }
 
 func (n *node) isDir() bool { return n.target == "" }
@@ -50,9 +53,7 @@ func (n *node) path() string {
 	for ; n.parent != nil; n = n.parent {
 		parts = append(parts, n.name)
 	}
-	for i, j := 0, len(parts)-1; i < j; i, j = i+1, j-1 {
-		parts[i], parts[j] = parts[j], parts[i]
-	}
+	slices.Reverse(parts)
 	return strings.Join(parts, "/")
 }
 
@@ -67,14 +68,16 @@ func (n *node) cutOff() bool {
 	return false
 }
 
-func (u *unpacker) add(parent *node, name, target string) *node {
+func (u *unpacker) add(parent *node, name, target string) (*node, error) {
+	if err := u.bookMemory(nodeMemory + len(name) + len(target)); err != nil {
+		return nil, err
+	}
 	n := &node{parent: parent, name: name, depth: parent.depth + 1, target: target, fd: -1}
 	if parent.children == nil {
 		parent.children = make(map[string]*node)
 	}
 	parent.children[name] = n
-	u.nodes++
-	return n
+	return n, nil
 }
 
 // forget drops a node and all below it, closing their descriptors.
@@ -84,7 +87,7 @@ func (u *unpacker) forget(n *node) {
 		n := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		u.closeDir(n)
-		u.nodes--
+		u.memory -= nodeMemory + len(n.name) + len(n.target)
 		for _, c := range n.children {
 			stack = append(stack, c)
 		}
@@ -119,32 +122,49 @@ func (u *unpacker) dirFD(n *node) (int, error) {
 	if n.fd >= 0 {
 		return n.fd, nil
 	}
-	// Upwards to the first open directory, then down again, one name each:
-	// not recursive, since a hostile layer may be as deep as maxDepth.
-	var closed []*node
-	for ; n.fd < 0; n = n.parent {
-		closed = append(closed, n)
+	// From the nearest open directory above, as many names at a time as one
+	// path may have: a hostile layer may be as deep as maxDepth.
+	var names []string
+	top := n
+	for ; top.fd < 0; top = top.parent {
+		names = append(names, top.name)
 	}
-	fd := n.fd
-	for i := len(closed) - 1; i >= 0; i-- {
-		n := closed[i]
-		sub, err := unix.Openat(fd, n.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err := u.bookSteps(len(names)); err != nil {
+		return -1, err
+	}
+	slices.Reverse(names)
+	at := top.fd
+	for {
+		path := names[0]
+		for names = names[1:]; len(names) > 0 && len(path)+1+len(names[0]) < maxName; names = names[1:] {
+			path += "/" + names[0]
+		}
+		fd, err := unix.Openat2(at, path, &unix.OpenHow{
+			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+			Resolve: beneath,
+		})
+		if at != top.fd {
+			unix.Close(at)
+		}
 		if err != nil {
-			return -1, fmt.Errorf("opening directory %q: %w", n.path(), err)
+			return -1, fmt.Errorf("opening directory %q: %w", abbreviate(n.path()), err)
 		}
-		// The oldest goes. The one just opened above is the newest of the
-		// list, so it stays open as long as its child needs it.
-		if len(u.open) >= maxOpenDirs {
-			unix.Close(u.open[0].fd)
-			u.open[0].fd = -1
-			u.open = append(u.open[:0], u.open[1:]...)
+		if at = fd; len(names) == 0 {
+			break
 		}
-		n.fd = sub
-		u.open = append(u.open, n)
-		fd = sub
 	}
-	return fd, nil
+	if len(u.open) >= maxOpenDirs { // the oldest goes
+		unix.Close(u.open[0].fd)
+		u.open[0].fd = -1
+		u.open = append(u.open[:0], u.open[1:]...)
+	}
+	n.fd = at
+	u.open = append(u.open, n)
+	return at, nil
 }
+
+// beneath makes openat2 refuse what leaves the directory, and every link.
+const beneath = unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 
 // errAbsent is lookup's answer for a path that the layer does not have.
 var errAbsent = errors.New("not in this layer")
@@ -155,6 +175,9 @@ var errAbsent = errors.New("not in this layer")
 func (u *unpacker) dir(parts []string, create bool) (*node, error) {
 	n, links := u.root, 0
 	for len(parts) > 0 {
+		if err := u.bookSteps(1); err != nil {
+			return nil, err
+		}
 		name := parts[0]
 		parts = parts[1:]
 		switch name {
@@ -181,7 +204,7 @@ func (u *unpacker) dir(parts []string, create bool) (*node, error) {
 			continue
 		}
 		if links++; links > maxSymlinks {
-			return nil, fmt.Errorf("more than %d symbolic links on the way to %q: %w", maxSymlinks, c.path(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("more than %d symbolic links on the way to %q: %w", maxSymlinks, abbreviate(c.path()), errdefs.ErrInvalidArgument)
 		}
 		if strings.HasPrefix(c.target, "/") {
 			n = u.root
@@ -196,9 +219,12 @@ func (u *unpacker) imply(parent *node, name string) (*node, error) {
 	if strings.HasPrefix(name, whiteoutPrefix) {
 		return nil, fmt.Errorf("directory named %q: %w", name, errdefs.ErrInvalidArgument)
 	}
+	if err := u.bookEntry(); err != nil {
+		return nil, err
+	}
 	n, err := u.mkdir(parent, name)
 	if err != nil {
-		return nil, fmt.Errorf("making directory %q: %w", join(parent, name), err)
+		return nil, fmt.Errorf("making directory %q: %w", abbreviate(join(parent, name)), err)
 	}
 	return n, nil
 }
@@ -209,9 +235,7 @@ func (u *unpacker) mkdir(parent *node, name string) (*node, error) {
 	if parent.depth >= maxDepth {
 		return nil, fmt.Errorf("deeper than %d directories: %w", maxDepth, errdefs.ErrInvalidArgument)
 	}
-	if err := u.count(4096); err != nil {
-		return nil, err
-	}
+	u.count(4096)
 	fd, err := u.dirFD(parent)
 	if err != nil {
 		return nil, err
@@ -233,14 +257,17 @@ func (u *unpacker) mkdir(parent *node, name string) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := u.add(parent, name, "")
-	if opaque {
-		return n, u.makeOpaque(n)
+	n, err := u.add(parent, name, "")
+	if err == nil && opaque {
+		err = u.makeOpaque(n)
 	}
-	return n, nil
+	return n, err
 }
 
 func (u *unpacker) makeOpaque(n *node) error {
+	if n.opaque {
+		return nil // a marker costs nothing the second time
+	}
 	n.opaque = true
 	if n == u.root {
 		return nil // overlayfs does not look at a layer's root: Result tells
@@ -250,7 +277,7 @@ func (u *unpacker) makeOpaque(n *node) error {
 		return err
 	}
 	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		return fmt.Errorf("making directory %q opaque: %w", n.path(), err)
+		return fmt.Errorf("making directory %q opaque: %w", abbreviate(n.path()), err)
 	}
 	return nil
 }

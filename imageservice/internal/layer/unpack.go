@@ -12,60 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Limits bound what one layer may cost. Zero fields mean the default.
-type Limits struct {
-	// Entries bounds files and directories, implied ones included.
-	Entries int64
-	// Bytes bounds the uncompressed tar, and the files' sizes added up.
-	Bytes int64
-	// Ratio bounds both once more, by this many times the blob's size. What
-	// stays below 1 GiB is not looked at: a layer of zeros is no crime.
-	Ratio int64
-}
-
-const (
-	defaultEntries = 4 << 20
-	defaultBytes   = 256 << 30
-	defaultRatio   = 200
-	// ratioFrom is the size above which Limits.Ratio counts.
-	ratioFrom = 1 << 30
-	// maxNodes bounds what is kept in memory: directories and symbolic links.
-	maxNodes = 1 << 20
-	// maxName is PATH_MAX.
-	maxName = 4096
-)
-
-func (l Limits) orDefault() Limits {
-	if l.Entries == 0 {
-		l.Entries = defaultEntries
-	}
-	if l.Bytes == 0 {
-		l.Bytes = defaultBytes
-	}
-	if l.Ratio == 0 {
-		l.Ratio = defaultRatio
-	}
-	return l
-}
-
-// forBlob turns the ratio into bytes. The blob's size is checked as it is read.
-func (l Limits) forBlob(size int64) Limits {
-	if size < l.Bytes/l.Ratio {
-		l.Bytes = min(l.Bytes, max(ratioFrom, size*l.Ratio))
-	}
-	return l
-}
-
 // unpacker writes the entries of one tar into a directory.
 type unpacker struct {
 	ctx     context.Context // of Unpack, then of Complete
 	limits  Limits
 	root    *node
 	open    []*node // directories with a descriptor, oldest first; not root
-	nodes   int
+	memory  int
 	buf     []byte
 	links   []hardLink // those whose target the layer does not have
+	umask   uint32
 	entries int64
+	steps   int64
 	logical int64  // file sizes as the tar states them
 	bytes   uint64 // disk space
 	inodes  uint64
@@ -81,6 +39,7 @@ func newUnpacker(ctx context.Context, rootFD int, limits Limits, buf []byte) *un
 	return &unpacker{
 		ctx:    ctx,
 		limits: limits.orDefault(),
+		umask:  umask(),
 		root:   &node{fd: rootFD},
 		buf:    buf,
 		bytes:  4096,
@@ -89,7 +48,7 @@ func newUnpacker(ctx context.Context, rootFD int, limits Limits, buf []byte) *un
 }
 
 // unpack reads the tar to its end mark and sets the times of directories.
-func (u *unpacker) unpack(r io.Reader) error {
+func (u *unpacker) unpack(r *linkReader) error {
 	tr := tar.NewReader(r)
 	for {
 		hdr, err := tr.Next()
@@ -97,11 +56,18 @@ func (u *unpacker) unpack(r io.Reader) error {
 			break
 		}
 		if err != nil {
-			return fmt.Errorf("reading the layer's tar: %w", err)
+			return r.blame("reading the layer's tar", err, errdefs.ErrInvalidArgument)
 		}
 		if err := u.entry(hdr, tr); err != nil {
-			return fmt.Errorf("unpacking entry %q: %w", abbreviate(hdr.Name), err)
+			if r.broken() {
+				return r.err
+			}
+			return fmt.Errorf("unpacking entry %q: %w", abbreviate(hdr.Name), classify(err))
 		}
+	}
+	if u.dependent() {
+		u.closeDirs()
+		return nil // Complete finishes it
 	}
 	return u.finish()
 }
@@ -109,40 +75,50 @@ func (u *unpacker) unpack(r io.Reader) error {
 // finish sets what later entries would have spoilt, and closes descriptors.
 func (u *unpacker) finish() error {
 	defer u.closeDirs()
+	if u.root.listed {
+		if err := unix.Fchmod(u.root.fd, u.root.mode); err != nil {
+			return fmt.Errorf("setting mode %o: %w", u.root.mode, err)
+		}
+		if err := setTimes(u.root.fd, u.root.mtime); err != nil {
+			return err
+		}
+	}
 	stack := []*node{u.root}
 	for len(stack) > 0 {
 		n := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
-		for _, c := range n.children {
-			if c.isDir() {
-				stack = append(stack, c)
-			}
-		}
-		if !n.listed {
-			continue
-		}
-		fd, err := u.dirFD(n)
-		if err != nil {
+		if err := u.canceled(); err != nil {
 			return err
 		}
-		if err := setTimes(fd, n.mtime); err != nil {
-			return fmt.Errorf("setting the time of directory %q: %w", n.path(), err)
+		for _, c := range n.children {
+			if !c.isDir() {
+				continue
+			}
+			stack = append(stack, c)
+			if !c.listed {
+				continue
+			}
+			fd, err := u.dirFD(n)
+			if err != nil {
+				return err
+			}
+			if c.mode&unix.S_ISGID != 0 {
+				if err := unix.Fchmodat(fd, c.name, c.mode, 0); err != nil {
+					return fmt.Errorf("setting mode %o of directory %q: %w", c.mode, abbreviate(c.path()), err)
+				}
+			}
+			if err := setTimesAt(fd, c.name, c.mtime); err != nil {
+				return fmt.Errorf("setting the time of directory %q: %w", abbreviate(c.path()), err)
+			}
 		}
 	}
 	return nil
 }
 
-// count books one more file, and fails when the layer has too many.
-func (u *unpacker) count(space uint64) error {
-	if u.entries++; u.entries > u.limits.Entries {
-		return fmt.Errorf("layer has more than %d entries: %w", u.limits.Entries, errdefs.ErrInvalidArgument)
-	}
-	if u.nodes > maxNodes {
-		return fmt.Errorf("layer has more than %d directories and symbolic links: %w", maxNodes, errdefs.ErrInvalidArgument)
-	}
+// count books what is about to be made.
+func (u *unpacker) count(space uint64) {
 	u.inodes++
 	u.bytes += space
-	return nil
 }
 
 // split cleans a name from the tar and cuts it into components. No components
@@ -174,6 +150,9 @@ const (
 )
 
 func (u *unpacker) entry(hdr *tar.Header, r io.Reader) error {
+	if err := u.bookEntry(); err != nil {
+		return err
+	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil // says nothing that a layer may say of all its entries
 	}
@@ -243,9 +222,7 @@ func (u *unpacker) whiteout(parent *node, name string) error {
 		}
 		return nil
 	}
-	if err := u.count(0); err != nil {
-		return err
-	}
+	u.count(0)
 	fd, err := u.dirFD(parent)
 	if err != nil {
 		return err
@@ -284,8 +261,9 @@ func (u *unpacker) listDir(n *node, meta meta) error {
 	if err != nil {
 		return err
 	}
-	n.listed, n.mtime = true, meta.mtime
-	return meta.apply(fd) // the time is set at the end
+	n.listed, n.mtime, n.mode = true, meta.mtime, meta.mode // set at the end
+	meta.mode &^= unix.S_ISGID                              // by which it would give its group to what is made in it
+	return meta.apply(fd, unknownMode)
 }
 
 // create calls try until it does not find another file in its way.
@@ -308,15 +286,13 @@ func (u *unpacker) create(parent *node, name string, try func(fd int) error) err
 }
 
 func (u *unpacker) file(parent *node, name string, hdr *tar.Header, meta meta, r io.Reader) error {
-	if u.logical += hdr.Size; hdr.Size < 0 || u.logical < 0 || u.logical > u.limits.Bytes {
-		return fmt.Errorf("files of the layer are larger than %d bytes: %w", u.limits.Bytes, errdefs.ErrInvalidArgument)
-	}
-	if err := u.count(0); err != nil {
+	if err := u.bookFile(hdr.Size); err != nil {
 		return err
 	}
-	file := -1
+	u.count(0)
+	file, perm := -1, meta.mode&0o777
 	err := u.create(parent, name, func(fd int) (err error) {
-		file, err = unix.Openat(fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		file, err = unix.Openat(fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
 		return err
 	})
 	if err != nil {
@@ -331,24 +307,21 @@ func (u *unpacker) file(parent *node, name string, hdr *tar.Header, meta meta, r
 	if err != nil {
 		return err
 	}
-	if err := meta.apply(file); err != nil {
+	if err := meta.apply(file, perm&^u.umask); err != nil {
 		return err
 	}
 	return setTimes(file, meta.mtime)
 }
 
 func (u *unpacker) symlink(parent *node, name, target string, meta meta) error {
-	if target == "" || len(target) >= maxName || strings.IndexByte(target, 0) >= 0 {
-		return fmt.Errorf("symbolic link to %q: %w", abbreviate(target), errdefs.ErrInvalidArgument)
-	}
-	if err := u.count(0); err != nil {
-		return err
-	}
+	u.count(0)
 	err := u.create(parent, name, func(fd int) error { return unix.Symlinkat(target, fd, name) })
 	if err != nil {
 		return err
 	}
-	u.add(parent, name, target)
+	if _, err := u.add(parent, name, target); err != nil {
+		return err
+	}
 	return u.applyByName(parent, name, meta, false)
 }
 
@@ -369,20 +342,10 @@ func (u *unpacker) device(parent *node, name string, hdr *tar.Header, meta meta)
 		}
 		dev = int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
 	}
-	if err := u.count(0); err != nil {
-		return err
-	}
+	u.count(0)
 	err := u.create(parent, name, func(fd int) error { return unix.Mknodat(fd, name, mode, dev) })
 	if err != nil {
 		return err
 	}
 	return u.applyByName(parent, name, meta, true)
-}
-
-// abbreviate keeps a hostile name from filling the log.
-func abbreviate(s string) string {
-	if len(s) > 256 {
-		return s[:256] + "…"
-	}
-	return s
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -104,7 +105,7 @@ func list(t testing.TB, root string) []string {
 		if err := unix.Lstat(path, &st); err != nil {
 			return err
 		}
-		line := fmt.Sprintf("%04o %d:%d %s", st.Mode&0o7777, st.Uid, st.Gid, strings.TrimPrefix(path, root+"/"))
+		line := fmt.Sprintf("%04o %d:%d %s", st.Mode&0o7777, st.Uid, st.Gid, printable(strings.TrimPrefix(path, root+"/")))
 		switch st.Mode & unix.S_IFMT {
 		case unix.S_IFDIR:
 			line += "/"
@@ -123,11 +124,18 @@ func list(t testing.TB, root string) []string {
 		case unix.S_IFIFO:
 			line = "fifo " + line
 		default:
-			content, err := os.ReadFile(path)
-			if err != nil {
-				return err
+			if st.Size > 1<<20 {
+				line += fmt.Sprintf(" %d bytes in %d KiB", st.Size, st.Blocks/2)
+			} else {
+				content, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				line += fmt.Sprintf(" %q", content)
 			}
-			line += fmt.Sprintf(" %q", content)
+			if names, err := xattrsOf(path); err != nil || names != "" {
+				line += fmt.Sprintf(" xattrs=%s", names)
+			}
 			if st.Nlink > 1 {
 				line += fmt.Sprintf(" links=%d", st.Nlink)
 			}
@@ -137,6 +145,25 @@ func list(t testing.TB, root string) []string {
 	}))
 	sort.Strings(lines)
 	return lines
+}
+
+// printable keeps a name as it is unless it cannot be printed.
+func printable(name string) string {
+	if q := strconv.Quote(name); q[1:len(q)-1] != name {
+		return q
+	}
+	return name
+}
+
+func xattrsOf(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096)
+	n, err := unix.Flistxattr(fd, buf)
+	return strings.ReplaceAll(strings.TrimRight(string(buf[:max(n, 0)]), "\x00"), "\x00", ","), err
 }
 
 func TestUnpack(t *testing.T) {
@@ -286,7 +313,7 @@ func TestUnpackRefuses(t *testing.T) {
 	}
 }
 
-func openFiles(t *testing.T) int {
+func openFiles(t testing.TB) int {
 	t.Helper()
 	fds, err := os.ReadDir("/proc/self/fd")
 	check(t, err)
