@@ -50,7 +50,10 @@ func setFlags(t *testing.T, path string, flags int) {
 	t.Helper()
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	check(t, err)
-	defer unix.Close(fd)
+	t.Cleanup(func() { // so that the test's directory can go, whatever has failed
+		clearFlags(fd)
+		unix.Close(fd)
+	})
 	if err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags); errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
 		t.Skipf("the file system of %s has no attributes: %v", path, err)
 	} else {
@@ -72,7 +75,6 @@ func TestRemoveProtected(t *testing.T) {
 	}
 	check(t, os.Symlink(filepath.Join(outside, "kept"), filepath.Join(dir, "d", "link")))
 	setFlags(t, filepath.Join(outside, "kept"), protected)
-	t.Cleanup(func() { setFlags(t, filepath.Join(outside, "kept"), 0) })
 	for path, flags := range map[string]int{
 		"immutable": 0x10, "append": 0x20, "d/f": 0x10, "d/sub/f": 0x30, "d/sub": 0x20, "d": 0x10, ".": 0x10,
 	} {
