@@ -155,6 +155,9 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		cfg.ProgressTimeout = time.Minute
 	}
 	cfg.Limits = cfg.Limits.orDefault()
+	if err := checkShortNames(cfg.ShortNames); err != nil {
+		return nil, err
+	}
 	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.RunDir) {
 		return nil, fmt.Errorf("root %q and run directory %q of images must be absolute: %w", cfg.Root, cfg.RunDir, errdefs.ErrInvalidArgument)
 	}
@@ -201,6 +204,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	s.work.Go(s.reclaimLoop)
 	s.work.Go(s.afterPulls)
 	s.work.Go(s.measureLoop)
+	s.work.Go(s.preload)
 	wake(s.reclaim)
 	return s, nil
 }

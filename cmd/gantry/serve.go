@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/cmd/gantry/config"
 	"github.com/gantry-cri/gantry/cni"
 	"github.com/gantry-cri/gantry/cri"
+	"github.com/gantry-cri/gantry/cri/transfer"
 	"github.com/gantry-cri/gantry/imageservice"
 	"github.com/gantry-cri/gantry/runtimeservice"
 	"github.com/gantry-cri/gantry/sandbox"
@@ -66,8 +67,8 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	defer closing(&err, service.Close)
 
 	err = cri.Serve(ctx, cri.Config{
-		Socket: cfg.Socket,
-		Ready:  func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
+		Socket: cfg.Socket, Transfer: transferred{images},
+		Ready: func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
 	}, service, images)
 	return errors.Join(err, leaveNothing(detached, networks))
 }
@@ -141,6 +142,17 @@ func lockDir(dir string) (*os.File, error) {
 
 // closing adds the error of an orderly end to *err.
 func closing(err *error, end func() error) { *err = errors.Join(*err, end()) }
+
+// transferred is the image service as package transfer wants it.
+type transferred struct{ *imageservice.Service }
+
+func (t transferred) Pulls() []transfer.Pull {
+	var out []transfer.Pull
+	for _, p := range t.Service.Pulls() {
+		out = append(out, transfer.Pull(p))
+	}
+	return out
+}
 
 // imagesOf is the part of the configuration that images need.
 func imagesOf(cfg config.Config) imageservice.Config {
