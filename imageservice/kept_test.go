@@ -24,6 +24,9 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
 )
 
+// farFuture is when nothing is kept any more.
+var farFuture = time.Now().Add(24 * time.Hour)
+
 // tenLayers is an image whose layers partly depend on those below, and the
 // digests of its blobs.
 func tenLayers(t *testing.T) (v1.Image, []v1.Hash) {
