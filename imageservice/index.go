@@ -75,7 +75,7 @@ func (s *Service) find(ref string) (*image, error) {
 	if img := s.images["sha256:"+ref]; img != nil {
 		return img, nil
 	}
-	if name, err := parseReference(ref); err == nil {
+	if name, err := s.reference(ref); err == nil {
 		if img := s.images[s.names[name.String()]]; img != nil {
 			return img, nil
 		}

@@ -29,7 +29,7 @@ import (
 // pullOnce joins a pull of the same reference with the same credentials that
 // is under way, or makes one.
 func (s *Service) pullOnce(ctx context.Context, ref string, auth *runtimeapi.AuthConfig) (*image, error) {
-	named, err := parseReference(ref)
+	named, err := s.reference(ref)
 	if err != nil {
 		return nil, err
 	}

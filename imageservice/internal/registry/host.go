@@ -121,7 +121,6 @@ func newTransport(c hostConfig, timeout time.Duration) (*transport, error) {
 		MaxIdleConnsPerHost:    32, // of layers and of their ranges
 		IdleConnTimeout:        30 * time.Second,
 		TLSHandshakeTimeout:    min(10*time.Second, timeout),
-		ResponseHeaderTimeout:  timeout,
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true, // digests are of the bytes as they are sent
 		Protocols:              new(http.Protocols),

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -207,6 +208,17 @@ var credentialCases = map[string]func(t *testing.T){
 		s := newServer(t, challenging(bearerAt(realm), func(w http.ResponseWriter, _ *http.Request) {}))
 		r := remote(t, s, basicAuth())
 		r.hosts[0].transport.outside.Resolver = loopbackDNS(t)
+		if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("got %v", err)
+		}
+		a.learnt(t, false)
+	},
+	// A proxy would look the name up and go there.
+	"2.4-realm-through-a-proxy": func(t *testing.T) {
+		a := newAttacker(t, nil)
+		s := newServer(t, challenging(bearerAt("http://169.254.169.254/latest"), func(w http.ResponseWriter, _ *http.Request) {}))
+		r := remote(t, s, basicAuth())
+		r.hosts[0].transport.other.Proxy = func(*http.Request) (*url.URL, error) { return url.Parse(a.URL) }
 		if err := pull(t, r); !errdefs.IsPermissionDenied(err) {
 			t.Errorf("got %v", err)
 		}
@@ -452,6 +464,8 @@ var answerCases = map[string]func(t *testing.T){
 		if _, _, err := repository(t, Client{}, a.host(), nil).Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsDataLoss(err) {
 			t.Errorf("token: %v", err)
 		}
+		a.Close() // waits for what it is serving
+		s.Close()
 		if n := served.Load(); n > 64<<20 {
 			t.Errorf("%d bytes were served", n)
 		}
@@ -576,14 +590,14 @@ var answerCases = map[string]func(t *testing.T){
 			w.Header().Set("Content-Encoding", "gzip")
 			_, _ = w.Write(manifestBody)
 		})
-		if err := pull(t, repository(t, Client{}, s.host(), nil)); !errdefs.IsDataLoss(err) {
+		if _, _, err := repository(t, Client{}, s.host(), nil).Manifest(t.Context(), "v1", nil, 1<<20); !errdefs.IsDataLoss(err) {
 			t.Errorf("got %v", err)
 		}
 	},
 	"2.4-error-body": func(t *testing.T) {
 		var served atomic.Int64
 		for _, body := range []string{
-			`{"errors":[{"code":"A\u001b[31m\nB","message":"see http://u:p4ss@x/y?sig=p4ss` + "\x00\r\n" + `"}]}`,
+			`{"errors":[{"code":"A\u001b[31m\nB","message":"see http://u:p4ss@x/y?sig=p4ss \u0000\r\n\u202e"}]}`,
 			`{"errors":[{"code":"A","message":"` + strings.Repeat("long ", 1000) + `"}]}`, "",
 		} {
 			s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
@@ -595,7 +609,8 @@ var answerCases = map[string]func(t *testing.T){
 				fmt.Fprint(w, body)
 			})
 			err := pull(t, repository(t, Client{}, s.host(), nil))
-			if err == nil || strings.ContainsAny(err.Error(), "\x1b\n\r\x00") || strings.Contains(err.Error(), "p4ss") || len(err.Error()) > 1000 {
+			s.Close()
+			if err == nil || strings.ContainsAny(err.Error(), "\x1b\n\r\x00\u202e") || strings.Contains(err.Error(), "p4ss") || len(err.Error()) > 1000 {
 				t.Errorf("got %q", err)
 			}
 		}
