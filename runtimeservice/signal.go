@@ -30,7 +30,7 @@ func stopSignal(asked runtimeapi.Signal, image string) (int, error) {
 	if n := signalNumber(image); n != 0 {
 		return n, nil
 	}
-	return 0, fmt.Errorf("the image's StopSignal %q is unknown: %w", image, errdefs.ErrInvalidArgument)
+	return 0, fmt.Errorf("the image's StopSignal %.64q is unknown: %w", image, errdefs.ErrInvalidArgument)
 }
 
 // signalNumber reads a signal as images and the CRI's enum name it: "15",

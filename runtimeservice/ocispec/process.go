@@ -203,14 +203,14 @@ func workingDir(cfg *runtimeapi.ContainerConfig, image imagespec.ImageConfig) (s
 // empty and "." components.
 func cleanPath(p string) (string, error) {
 	switch {
+	case len(p) >= 4096:
+		return "", fmt.Errorf("path %.64q... has %d bytes, the kernel takes 4095: %w", p, len(p), errdefs.ErrInvalidArgument)
 	case !path.IsAbs(p):
 		return "", fmt.Errorf("path %q is not absolute: %w", p, errdefs.ErrInvalidArgument)
 	case slices.Contains(strings.Split(p, "/"), ".."):
 		return "", fmt.Errorf("path %q holds \"..\": %w", p, errdefs.ErrInvalidArgument)
 	case strings.Contains(p, "\x00") || !utf8.ValidString(p):
 		return "", fmt.Errorf("path %q is not plain text: %w", p, errdefs.ErrInvalidArgument)
-	case len(p) >= 4096:
-		return "", fmt.Errorf("path %q... has %d bytes, the kernel takes 4095: %w", p[:64], len(p), errdefs.ErrInvalidArgument)
 	}
 	return path.Clean(p), nil
 }

@@ -132,7 +132,7 @@ func parseUser(s string) (identity, error) {
 		return who, nil
 	}
 	if user == "" || strings.Contains(group, ":") {
-		return who, fmt.Errorf("%s %q is not of the form user or user:group: %w", who.field, s, errdefs.ErrInvalidArgument)
+		return who, fmt.Errorf("%s %.256q is not of the form user or user:group: %w", who.field, s, errdefs.ErrInvalidArgument)
 	}
 	var err error
 	if who.uid, who.name, err = idOrName(who.field, user); err != nil {
@@ -150,7 +150,7 @@ func idOrName(field, s string) (*uint32, string, error) {
 	if strings.Trim(s, "0123456789") == "" {
 		id, ok := parseID(s)
 		if !ok {
-			return nil, "", fmt.Errorf("%s: %q is not an id between 0 and %d in plain decimal: %w", field, s, maxID, errdefs.ErrInvalidArgument)
+			return nil, "", fmt.Errorf("%s: %.256q is not an id between 0 and %d in plain decimal: %w", field, s, maxID, errdefs.ErrInvalidArgument)
 		}
 		return &id, "", nil
 	}
@@ -177,7 +177,7 @@ func checkID(field string, id int64) (uint32, error) {
 // some program might read as a number.
 func checkName(field, name string) error {
 	refuse := func(why string) error {
-		return fmt.Errorf("%s: user or group name %q %s: %w", field, name, why, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s: user or group name %.256q %s: %w", field, name, why, errdefs.ErrInvalidArgument)
 	}
 	if !utf8.ValidString(name) || len(name) > 256 {
 		return refuse("is no valid text or longer than 256 bytes")
@@ -217,7 +217,7 @@ func (who identity) lookUp(passwd, group []byte) (u User, name string, err error
 		}
 		uid, ok := parseID(e.uid)
 		if !ok {
-			return u, "", fmt.Errorf("%s: user %q has the invalid uid %q in the image's /etc/passwd: %w", who.field, who.name, e.uid, errdefs.ErrInvalidArgument)
+			return u, "", fmt.Errorf("%s: user %q has the invalid uid %.64q in the image's /etc/passwd: %w", who.field, who.name, e.uid, errdefs.ErrInvalidArgument)
 		}
 		u.UID = uid
 	}
@@ -229,7 +229,7 @@ func (who identity) lookUp(passwd, group []byte) (u User, name string, err error
 	case found:
 		gid, ok := parseID(e.gid)
 		if !ok {
-			err = fmt.Errorf("%s: user %q has the invalid gid %q in the image's /etc/passwd: %w", who.field, e.name, e.gid, errdefs.ErrInvalidArgument)
+			err = fmt.Errorf("%s: user %q has the invalid gid %.64q in the image's /etc/passwd: %w", who.field, e.name, e.gid, errdefs.ErrInvalidArgument)
 		}
 		u.GID = gid
 	}
@@ -262,7 +262,7 @@ func findGroup(group []byte, who identity) (uint32, error) {
 		}
 		gid, ok := parseID(e.gid)
 		if !ok {
-			return 0, fmt.Errorf("%s: group %q has the invalid gid %q in the image's /etc/group: %w", who.field, e.name, e.gid, errdefs.ErrInvalidArgument)
+			return 0, fmt.Errorf("%s: group %q has the invalid gid %.64q in the image's /etc/group: %w", who.field, e.name, e.gid, errdefs.ErrInvalidArgument)
 		}
 		return gid, nil
 	}
@@ -282,7 +282,7 @@ func memberships(group []byte, user string) ([]uint32, error) {
 		}
 		gid, ok := parseID(e.gid)
 		if !ok {
-			return nil, fmt.Errorf("group %q of user %q has the invalid gid %q in the image's /etc/group: %w", e.name, user, e.gid, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("group %q of user %q has the invalid gid %.64q in the image's /etc/group: %w", e.name, user, e.gid, errdefs.ErrInvalidArgument)
 		}
 		gids = append(gids, gid)
 	}
