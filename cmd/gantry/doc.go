@@ -2,8 +2,9 @@
 // Container Runtime Interface, and the tools of the person who runs it.
 //
 // The verbs are one file each: serve (serveverb.go reads the flags, serve.go
-// puts the parts together), config, doctor and version. This is the only
-// package where the parts of Gantry meet:
+// puts the parts together), config, doctor and version; image, a client of the
+// daemon, is several, image*.go. This is the only package where the parts of
+// Gantry meet:
 //
 //	cri               the socket, gRPC, validation, error codes
 //	runtimeservice    what the CRI means for pods and containers

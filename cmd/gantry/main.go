@@ -30,6 +30,7 @@ type verb struct {
 func verbs() []verb {
 	return []verb{
 		{"serve", "run the daemon", runServe},
+		{"image", "list, load, save, pull and remove images", runImage},
 		{"config", "print the effective configuration", runConfig},
 		{"doctor", "say what this machine lacks, and try each runtime", runDoctor},
 		{"version", "print versions", runVersion},
