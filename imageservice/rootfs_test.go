@@ -2,14 +2,19 @@ package imageservice
 
 import (
 	"archive/tar"
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
 )
 
 func mounted(t testing.TB, path string) bool {
@@ -257,17 +262,60 @@ func TestRetain(t *testing.T) {
 	}
 }
 
+// TestManyLayers: as many as the kernel takes, the uppermost deciding.
 func TestManyLayers(t *testing.T) {
 	needRoot(t)
 	reg := newRegistry(t)
 	s := open(t, testConfig(t))
+	mount(t, s, "small", pull(t, s, reg.push(t, "small", "latest", imageOf(t, gzipLayer(t, file("f", "x"))))))
 	var layers []v1.Layer
-	for i := range 200 {
-		layers = append(layers, plainLayer(t, file("n"+string(rune('a'+i%26))+strings.Repeat("x", i/26), "x")))
+	for i := range overlay.MaxLayers {
+		layers = append(layers, plainLayer(t, file(fmt.Sprint("n", i), "x"), file("last", fmt.Sprint(i))))
 	}
-	id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, layers...)))
-	root := mount(t, s, "c1", id)
-	if names, err := os.ReadDir(root); err != nil || len(names) != 200 {
-		t.Errorf("%d files, %v", len(names), err)
+	for _, n := range []int{200, overlay.MaxLayers - 1, overlay.MaxLayers} {
+		img := imageOf(t, layers[:n]...)
+		config, err := img.RawConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, _, err := v1.SHA256(bytes.NewReader(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range layers[:n] { // not by push, whose time grows with the square of their number
+			reg.pushLayer(t, "app", l)
+		}
+		reg.pushBlob(t, "app", name, config)
+		id := pull(t, s, reg.pushManifest(t, "app", "latest", img))
+		for what, make := range map[string]struct {
+			fits  bool
+			mount func() (string, error)
+		}{
+			"root":   {n <= overlay.MaxLayers, func() (string, error) { return s.Mount(t.Context(), "many", id) }},
+			"volume": {n < overlay.MaxLayers, func() (string, error) { return s.MountVolume(t.Context(), "small", id) }},
+		} {
+			root, err := make.mount()
+			if !make.fits && errdefs.IsFailedPrecondition(err) && strings.Contains(err.Error(), "the kernel takes") {
+				continue
+			}
+			if !make.fits || err != nil {
+				t.Errorf("%s of %d layers: %v", what, n, err)
+				continue
+			}
+			if names, err := os.ReadDir(root); err != nil || len(names) != n+1 {
+				t.Errorf("%s of %d layers: %d files, %v", what, n, len(names), err)
+			}
+			wantFile(t, filepath.Join(root, "last"), fmt.Sprint(n-1))
+		}
+		if err := s.Unmount(t.Context(), "many"); err != nil {
+			t.Error(err)
+		}
+		remove(t, s, id)
+	}
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, s); len(left) != 1 {
+		t.Errorf("%d things left", len(left))
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -112,7 +113,7 @@ func Unmount(target string) error {
 
 func (l Layers) check() error {
 	if len(l.Lower) > MaxLayers {
-		return fmt.Errorf("%d layers, the kernel takes %d: %w", len(l.Lower), MaxLayers, unix.E2BIG)
+		return fmt.Errorf("%d layers, the kernel takes %d: %w", len(l.Lower), MaxLayers, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
@@ -269,7 +270,7 @@ func (m *Mounter) mountLegacy(l Layers, target string, fds []int) error {
 	}
 	// mount(2) would cut the options off without a word.
 	if b.Len()+len(",volatile") >= os.Getpagesize() {
-		return fmt.Errorf("%d layers do not fit into the options of mount(2), it takes Linux 6.7: %w", len(l.Lower), unix.E2BIG)
+		return fmt.Errorf("%d layers do not fit into the options of mount(2), it takes Linux 6.7: %w", len(l.Lower), errdefs.ErrFailedPrecondition)
 	}
 	if l.Upper != "" && !m.noVolatile.Load() {
 		err := unix.Mount("overlay", target, "overlay", flags, b.String()+",volatile")
