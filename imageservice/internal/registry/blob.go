@@ -233,11 +233,8 @@ func (s *stream) open() error {
 	var last bool
 	s.host, last = s.route.current()
 	q := query{method: http.MethodGet, what: "blobs/" + s.desc.Digest.String()}
-	switch {
-	case s.end < s.desc.Size || s.ranged:
-		q.ranges = fmt.Sprintf("bytes=%d-%d", s.off, s.end-1)
-	case s.off > 0:
-		q.ranges = fmt.Sprintf("bytes=%d-", s.off)
+	if s.off > 0 || s.ranged {
+		q.ranges = fmt.Sprintf("bytes=%d-%d", s.off, s.end-1) // not every registry knows a range without an end
 	}
 	resp, err := s.repo.request(s.ctx, s.host, last, q)
 	if err != nil {

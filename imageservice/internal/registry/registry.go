@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -58,29 +60,46 @@ func (r *Repository) Manifest(ctx context.Context, ref string, accept []string, 
 	}
 	var desc ocispec.Descriptor
 	var body []byte
-	err := r.each(ctx, caps, func(h *host, last bool) error {
-		resp, err := r.request(ctx, h, last, query{method: http.MethodGet, what: "manifests/" + ref, accept: accept})
-		if err != nil {
-			return err
+	err := r.each(ctx, caps, func(h *host, last bool) (err error) {
+		retry := r.retry(last)
+		for {
+			desc, body, err = r.document(ctx, h, last, query{method: http.MethodGet, what: "manifests/" + ref, accept: accept}, want, max)
+			if under := (interrupted{}); !errors.As(err, &under) {
+				return err
+			}
+			if err := retry.next(ctx, err); err != nil {
+				return err
+			}
 		}
-		defer resp.Body.Close()
-		if body, err = readAll(resp, max); err != nil {
-			return broken(h.name, err)
-		}
-		mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
-		desc = ocispec.Descriptor{MediaType: strings.TrimSpace(mediaType), Digest: digest.FromBytes(body), Size: int64(len(body))}
-		if want != "" && desc.Digest != want {
-			return fmt.Errorf("%s answers manifest %s instead of %s: %w", h.name, desc.Digest, want, errdefs.ErrDataLoss)
-		}
-		said, err := contentDigest(resp)
-		if err != nil {
-			return broken(h.name, err)
-		}
-		if said != "" && said != said.Algorithm().FromBytes(body) {
-			return fmt.Errorf("%s answers manifest %s and says that it is %s: %w", h.name, desc.Digest, said, errdefs.ErrDataLoss)
-		}
-		return nil
 	})
+	return desc, body, err
+}
+
+// document fetches a manifest once. The error is interrupted when not all of
+// it came.
+func (r *Repository) document(ctx context.Context, h *host, last bool, q query, want digest.Digest, max int64) (desc ocispec.Descriptor, body []byte, err error) {
+	resp, err := r.request(ctx, h, last, q)
+	if err != nil {
+		return desc, nil, err
+	}
+	defer resp.Body.Close()
+	if body, err = readAll(resp, max); err != nil {
+		return desc, nil, interrupted{broken(h.name, err)}
+	}
+	mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	desc = ocispec.Descriptor{MediaType: strings.TrimSpace(mediaType), Digest: digest.FromBytes(body), Size: int64(len(body))}
+	said, err := contentDigest(resp)
+	if err != nil {
+		return desc, nil, broken(h.name, err)
+	}
+	if want != "" && desc.Digest != want {
+		err = fmt.Errorf("%s answers manifest %s instead of %s: %w", h.name, desc.Digest, want, errdefs.ErrDataLoss)
+	} else if said != "" && said != said.Algorithm().FromBytes(body) {
+		err = fmt.Errorf("%s answers manifest %s and says that it is %s: %w", h.name, desc.Digest, said, errdefs.ErrDataLoss)
+	}
+	if err != nil && !json.Valid(body) { // another one would be
+		err = interrupted{broken(h.name, fmt.Errorf("manifest broke off after %d bytes: %w", len(body), io.ErrUnexpectedEOF))}
+	}
 	return desc, body, err
 }
 

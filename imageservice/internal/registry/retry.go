@@ -28,7 +28,7 @@ func (r *Repository) retry(last bool) *retry {
 	if last {
 		return &retry{lastAttempts - 1, r.backoff, r.timeout}
 	}
-	return &retry{attempts - 1, r.backoff, min(r.timeout, time.Second)}
+	return &retry{attempts - 1, r.backoff, min(r.timeout, time.Second/2)}
 }
 
 // next waits for the next attempt after err, or says why there is none.

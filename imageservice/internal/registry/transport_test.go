@@ -84,8 +84,32 @@ func TestResumeAtTheNextHost(t *testing.T) {
 	})
 	dir := hostsDir(t, "registry.example.com", fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror.URL))
 	wantBlob(t, repository(t, Client{HostsDirs: []string{dir}}, "registry.example.com", nil))
-	if got := origin.ranges(); len(got) != 1 || got[0] != "bytes=100000-" {
+	if got := origin.ranges(); len(got) != 1 || got[0] != "bytes=100000-299999" {
 		t.Errorf("the registry was asked for %v", got)
+	}
+}
+
+// A manifest that does not come whole is asked for again.
+func TestManifestBreaksOff(t *testing.T) {
+	for name, sized := range map[string]bool{"dropped": true, "truncated": false} {
+		t.Run(name, func(t *testing.T) {
+			var n atomic.Int32
+			s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+				w.Header().Set("Docker-Content-Digest", digest.FromBytes(manifestBody).String())
+				if n.Add(1) > 3 {
+					_, _ = w.Write(manifestBody)
+					return
+				}
+				if sized {
+					w.Header().Set("Content-Length", fmt.Sprint(len(manifestBody)))
+				}
+				_, _ = w.Write(manifestBody[:20])
+			})
+			_, body, err := repository(t, Client{}, s.host(), nil).Manifest(t.Context(), "v1", nil, 1<<20)
+			if err != nil || !bytes.Equal(body, manifestBody) {
+				t.Errorf("%q, %v", body, err)
+			}
+		})
 	}
 }
 
