@@ -23,9 +23,12 @@
 //	Root/layers/<chainID>.chain/fs  one that is right for one chain of layers only
 //	Root/layers/<...>/blob       as it was fetched, with Config.KeepLayerBlobs
 //	Root/containers/<id>/        upper, work and `layers`, which names the layers
+//	Root/containers/<id>/volumes/<imageID>/  the same of an image volume (volume.go)
 //	Root/tmp, Root/trash         being written, being deleted
 //	Root/empty                   an empty layer
 //	RunDir/<id>                  the mounted root of a container
+//	RunDir/<id>+<imageID>        an image volume of it
+//	RunDir/<id>+map              for a moment, while layers are idmapped (before Linux 6.15)
 //
 // # A layer's life
 //
