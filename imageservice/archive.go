@@ -57,8 +57,9 @@ type archived struct {
 }
 
 // checkArchived completes the names that an archive gives an image, and asks
-// whoever must agree to it. A digest in a name must be the one that the archive
-// has under it.
+// whoever must agree to it. A short name is Docker's, whatever Config.ShortNames
+// is: that is how Docker writes names. A digest in a name must be the one that
+// the archive has under it.
 func (s *Service) checkArchived(ctx context.Context, img *archive.Image) (archived, error) {
 	out := archived{resolved: resolved{digest: img.Digest, body: img.Body, manifest: img.Manifest, top: img.Top}}
 	for _, text := range img.Names {

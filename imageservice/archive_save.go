@@ -90,15 +90,15 @@ func (s *Service) holdImages(refs []string) ([]*held, error) {
 				l.refs++
 			}
 		}
-		images[i].addTags(ref)
+		images[i].addTags(s, ref)
 	}
 	return images, nil
 }
 
 // addTags adds the tags that an image is saved with when ref asks for it.
-func (h *held) addTags(ref string) {
+func (h *held) addTags(s *Service, ref string) {
 	want := h.RepoTags
-	if named, err := parseReference(ref); err == nil && slices.Contains(h.RepoTags, named.String()) {
+	if named, err := s.reference(ref); err == nil && slices.Contains(h.RepoTags, named.String()) {
 		want = []string{named.String()}
 	}
 	for _, name := range want {
