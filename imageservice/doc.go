@@ -5,9 +5,11 @@
 //
 // A reference is completed (docker.io, latest), asked of the registry, and led
 // through indexes to the manifest for this platform (internal/registry,
-// internal/manifest). All layers are then fetched at once, Config.MaxDownloads
-// at a time over all pulls; each is one pipeline from the HTTP body to files
-// (internal/layer) and becomes visible when all its digests were right. A pull
+// internal/manifest). The programs of Config.Verify must agree to what the
+// reference leads to (internal/verify). All layers are then fetched at once,
+// Config.MaxDownloads at a time over all pulls, which take turns (slots.go);
+// each is one pipeline from the HTTP body to files (internal/layer) and
+// becomes visible when all its digests were right. A pull
 // ends with syncfs and one bbolt transaction (internal/meta), after which the
 // image is in memory for all to see. An image that is unchanged at the
 // registry costs one HEAD request.
@@ -21,6 +23,7 @@
 //	Root/meta.db                 images, names, layers, manifests, configs
 //	Root/layers/<diffID>/fs      a layer in overlayfs' form
 //	Root/layers/<chainID>.chain/fs  one that is right for one chain of layers only
+//	Root/layers/<manifest>.artifact/fs  the files of an OCI artifact (artifact.go)
 //	Root/layers/<...>/blob       as it was fetched, with Config.KeepLayerBlobs
 //	Root/containers/<id>/        upper, work and `layers`, which names the layers
 //	Root/containers/<id>/volumes/<imageID>/  the same of an image volume (volume.go)
@@ -34,7 +37,13 @@
 //
 //	tmp ──digests right──▶ layers, in memory, held by its pull
 //	    ──syncfs, record──▶ held by its image, and by each container mounted from it
+//	    ──its pull failed──▶ held by nobody for 15 minutes, for a retry
 //	    ──last of them gone──▶ out of memory ──▶ record dropped ──▶ trash ──▶ deleted
+//
+// One that depends on the layers below it waits in tmp (kept.go), for them to
+// be there or for a retry, and is then completed by one pull of its chain while
+// others of the same chain wait. A layer is never waited for by one below it,
+// so nobody waits in a circle.
 //
 // A crash at any point leaves a directory without a record or a record without
 // a directory; Open deletes the former and drops the latter with the images

@@ -92,7 +92,7 @@ func refusals() map[string][]refusal {
 			{"", swap(`"size":20`, `"urls":["http://169.254.169.254/x"],"size":20`), "169.254.169.254"},
 			{"", swap(`"size":10`, `"urls":["file:///etc/passwd"],"size":10`), "file:"},
 		},
-		"2.2-encrypted": {{"", of(plain+"+gzip+encrypted", d2, 1), "encrypted"}},
+		"2.2-encrypted": {{"", of(plain+"+gzip+encrypted", d2, 1), "decrypted"}},
 	}
 }
 
