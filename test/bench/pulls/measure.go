@@ -25,7 +25,7 @@ var metrics = [len(sample{})]string{"wall s", "CPU s", "peak MB", "written MB", 
 
 const (
 	settle   = 500 * time.Millisecond // for what a pull leaves to be done
-	removing = 20 * time.Second       // for what a removal leaves to be done
+	removing = 3 * time.Minute        // for what a removal leaves to be done; a machine at work takes its time
 )
 
 // measure pulls an image that is not there and removes it again.
