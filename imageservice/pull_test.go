@@ -202,6 +202,35 @@ func TestConcurrentPullsDownloadOnce(t *testing.T) {
 	}
 }
 
+// TestSharedDependentLayersOnce: layers that depend on those below them are
+// completed by one pull, and the others wait for it.
+func TestSharedDependentLayersOnce(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	below := []v1.Layer{gzipLayer(t, file("implied/a", "a")), gzipLayer(t, file("implied/b", "b"), link("h", "implied/a")), gzipLayer(t, file("other/c", "c"))}
+	var refs []string
+	for i := range 5 {
+		refs = append(refs, reg.push(t, fmt.Sprint("app", i), "latest", imageOf(t, append(slices.Clone(below), gzipLayer(t, file("own/f", fmt.Sprint(i))))...)))
+	}
+	s := open(t, testConfig(t))
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := s.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: refs[i%5]}}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := reg.count("GET", "/blobs/"); n != 13 { // five configs, three shared layers, five own
+		t.Errorf("%d blob requests: %v", n, reg.seen)
+	}
+	if len(s.parked)+len(s.claims) != 0 || len(leftovers(t, s)) != 8 {
+		t.Errorf("left: %v, %v, %v", s.parked, s.claims, leftovers(t, s))
+	}
+	checkFigures(t, s)
+}
+
 func TestCancelledPullLeavesNothing(t *testing.T) {
 	needRoot(t)
 	reg := newRegistry(t)

@@ -41,7 +41,7 @@ func parseArtifact(d *document, limits Limits) (*Document, error) {
 		m.Files = append(m.Files, name)
 	}
 	for _, name := range m.Files {
-		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		for dir := path.Dir(name); dir != "." && dir != "/"; dir = path.Dir(dir) {
 			if _, taken := files[dir]; taken {
 				return nil, fmt.Errorf("the artifact has %q as a file and as a directory: %w", dir, errdefs.ErrInvalidArgument)
 			}
