@@ -319,3 +319,46 @@ func TestManyLayers(t *testing.T) {
 		t.Errorf("%d things left", len(left))
 	}
 }
+
+// TestMountSecurity: the root of one user namespace has no way to what is not
+// its container's, even where directories above do not keep it away.
+func TestMountSecurity(t *testing.T) {
+	needRoot(t)
+	t.Run("CVE-2021-21284", func(t *testing.T) {
+		reg := newRegistry(t)
+		cfg := testConfig(t)
+		s := open(t, cfg)
+		base := filepath.Dir(cfg.Root)
+		for _, d := range []string{filepath.Dir(base), base, cfg.Root, cfg.RunDir} {
+			if err := os.Chmod(d, 0o711); err != nil {
+				t.Fatal(err)
+			}
+		}
+		id := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, dir("d/", 0o755), file("d/f", "image"), file("f", "image")))))
+		var maps []*IDMap
+		var roots []string
+		for i, ctr := range []string{"c1", "c2"} {
+			host := uint32(100_000 * (i + 1))
+			maps = append(maps, &IDMap{UIDs: []IDRange{{Host: host, Length: 65536}}, GIDs: []IDRange{{Host: host, Length: 65536}}})
+			root, err := s.MountMapped(t.Context(), ctr, id, maps[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			roots = append(roots, root)
+		}
+		volume := mountVolume(t, s, "c1", id)
+		layer := s.dirs(s.images[id].layers)[0]
+		for _, d := range []string{
+			roots[1], roots[1] + "/d", layer, layer + "/d", volume, cfg.Root, cfg.RunDir, s.path(layersDir), s.path(containersDir), s.path(containersDir, "c1"),
+			s.path(containersDir, "c1", "work"), s.path(containersDir, "c1", "upper"), s.path(containersDir, "c2", "upper"), s.path(tmpDir), s.path(trashDir), s.path(emptyDir),
+		} {
+			got := asMappedRoot(t, maps[0], roots[0], `for f in x f d/f layers; do (echo x >> '`+d+`'/$f) 2>/dev/null && echo $f; done; chmod 777 '`+d+`' 2>/dev/null && echo mode; true`)
+			if got != "" {
+				t.Errorf("%s: wrote %s", d, got)
+			}
+		}
+		if got := asMappedRoot(t, maps[0], roots[0], `for f in x f d/f; do echo x >> $f && echo $f; done`); got != "x\nf\nd/f" {
+			t.Errorf("in its own root it could write %q only", got)
+		}
+	})
+}

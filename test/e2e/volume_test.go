@@ -6,11 +6,14 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -216,4 +219,72 @@ func TestKilledMountingVolumes(t *testing.T) {
 		}
 		c.remove()
 	}
+}
+
+// Mounts pass between a container and the host as far as each mount says, though nothing that is mounted below a root
+// file system or an image volume passes anywhere.
+func TestMountPropagation(t *testing.T) {
+	n := newNode(t)
+	shared := filepath.Join(n.Dir, "logs", "shared")
+	if err := os.Mkdir(shared, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("shared", shared, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(shared, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", shared, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"host", "container"} {
+		if err := os.Mkdir(filepath.Join(shared, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := n.runPod("pod", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
+	with := func(name string, propagation runtimeapi.MountPropagation) *container {
+		return p.run(name, forever, mounts(&runtimeapi.Mount{HostPath: shared, ContainerPath: "/shared", Propagation: propagation}),
+			security(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Privileged = true }))
+	}
+	both := with("both", runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL)
+	slave := with("slave", runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER)
+	private := with("private", runtimeapi.MountPropagation_PROPAGATION_PRIVATE)
+
+	if err := unix.Mount("host", filepath.Join(shared, "host"), "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	both.exec("mount", "-t", "tmpfs", "container", "/shared/container")
+	seen := func(table string) string {
+		var list []string
+		for line := range strings.Lines(table) {
+			if f := strings.Fields(line); len(f) > 0 && (f[0] == "host" || f[0] == "container") {
+				list = append(list, f[0])
+			}
+		}
+		return strings.Join(list, " ")
+	}
+	own, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for who, c := range map[string]struct{ got, want string }{
+		"the host":          {seen(string(own)), "host container"},
+		"BIDIRECTIONAL":     {seen(both.exec("cat", "/proc/mounts")), "host container"},
+		"HOST_TO_CONTAINER": {seen(slave.exec("cat", "/proc/mounts")), "host container"},
+		"PRIVATE":           {seen(private.exec("cat", "/proc/mounts")), ""},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s sees %q, want %q", who, c.got, c.want)
+		}
+	}
+	// What is mounted in the root file system stays there.
+	both.exec("sh", "-c", "mkdir /own && mount -t tmpfs container /own")
+	if after, err := os.ReadFile("/proc/self/mounts"); err != nil || seen(string(after)) != seen(string(own)) {
+		t.Errorf("the host sees %q now, %v", seen(string(after)), err)
+	}
+	_ = both.exec("umount", "/shared/container")
 }
