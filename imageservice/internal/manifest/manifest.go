@@ -134,6 +134,9 @@ func parseManifest(d *document, limits Limits) (*Document, error) {
 	if err := check(d.Config, limits.Size); err != nil {
 		return nil, fmt.Errorf("config of the manifest: %w", err)
 	}
+	if d.Config.MediaType == "" {
+		return nil, fmt.Errorf("config of the manifest does not say its media type: %w", errdefs.ErrInvalidArgument)
+	}
 	layers := *d.Layers
 	if len(layers) == 0 {
 		return nil, fmt.Errorf("image has no layers: %w", errdefs.ErrInvalidArgument)

@@ -34,6 +34,7 @@ func refusals() map[string][]refusal {
 			{"", swap(`:2,`, `:3,`), "schemaVersion 3"},
 		},
 		"2.2-unknown-type": {
+			{"", swap(`"mediaType":"`+ocispec.MediaTypeImageConfig+`",`, ""), "does not say"},
 			{"", swap(ocispec.MediaTypeImageManifest, "x/y"), "x/y"},
 			{"", of(plain+"+xz", d2, 1), `"application/vnd.oci.image.layer.v1.tar+xz"`},
 			{"", of("text/html", d2, 1), `"text/html"`},
@@ -223,6 +224,8 @@ func TestArtifact(t *testing.T) {
 	}
 }
 
+// FuzzManifest begins with the documents above and those that it once failed
+// with (testdata).
 func FuzzManifest(f *testing.F) {
 	f.Add("", []byte(imageManifest(config, layer)))
 	f.Add(ocispec.MediaTypeImageIndex, []byte(`{"schemaVersion":2,"manifests":[`+desc(ocispec.MediaTypeImageManifest, d1, 3)+`]}`))

@@ -106,9 +106,9 @@ func TestNothingIsLeft(t *testing.T) {
 		script string
 		want   string // "" for agreement
 	}{
-		"too slow":        {`sleep 1000 & echo $! > $PIDS; sleep 1000`, "took longer"},
-		"leaves a child":  {`sleep 1000 & echo $! > $PIDS`, ""},
-		"leaves a daemon": {`setsid sh -c 'echo $$ > $PIDS; exec sleep 1000' & until [ -s $PIDS ]; do :; done`, "left a process"},
+		"too slow":        {`sleep 60 & echo $! > $PIDS; sleep 60`, "took longer"},
+		"leaves a child":  {`sleep 60 & echo $! > $PIDS`, ""},
+		"leaves a daemon": {`setsid sh -c 'echo $$ > $PIDS; exec sleep 60' & until [ -s $PIDS ]; do :; done`, "left a process"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pids := filepath.Join(t.TempDir(), "pids")
@@ -131,7 +131,7 @@ func TestNothingIsLeft(t *testing.T) {
 
 func TestCancelled(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
-	p := programs(t, "sleep 1000 & echo $! > "+pids+"; mv "+pids+" "+pids+".ok; wait")
+	p := programs(t, "sleep 60 & echo $! > "+pids+"; mv "+pids+" "+pids+".ok; wait")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	go func() {
 		for {
