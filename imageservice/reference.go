@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -76,15 +77,33 @@ func parse(ref string) (reference.Named, error) {
 		return nil, fmt.Errorf("digest by %s instead of sha256", d.Digest().Algorithm())
 	}
 	domain := reference.Domain(named)
-	if _, port, err := net.SplitHostPort(domain); err == nil {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || port[0] == '0' {
-			return nil, fmt.Errorf("port %q is none", port)
+	canonical, err := canonicalDomain(domain)
+	if err != nil || canonical == domain {
+		return named, err
+	}
+	return reference.ParseDockerRef(canonical + strings.TrimPrefix(named.String(), domain))
+}
+
+// canonicalDomain spells a registry's host and port in one way.
+func canonicalDomain(domain string) (string, error) {
+	host, port, err := net.SplitHostPort(domain)
+	if err != nil {
+		host, port = strings.Trim(domain, "[]"), ""
+	} else if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || port[0] == '0' {
+		return "", fmt.Errorf("port %q is none", port)
+	}
+	host = strings.ToLower(host)
+	if strings.HasPrefix(domain, "[") {
+		ip, err := netip.ParseAddr(host)
+		if err != nil || ip.Is4In6() {
+			return "", fmt.Errorf("%q is not an IPv6 address", host)
 		}
+		host = "[" + ip.String() + "]"
 	}
-	if lower := strings.ToLower(domain); lower != domain {
-		return reference.ParseDockerRef(lower + strings.TrimPrefix(named.String(), domain))
+	if port != "" {
+		host += ":" + port
 	}
-	return named, nil
+	return host, nil
 }
 
 // isID is for a digest alone, which would be a repository of that name.

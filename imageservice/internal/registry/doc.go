@@ -24,8 +24,9 @@
 // # Hosts
 //
 // Hosts are asked in the order of hosts.toml, the registry itself last. Any
-// failure of one leads to the next; the last is tried longer. A host that was
-// not reached or broke down is asked last for the rest of the pull.
+// failure of one leads to the next; the last is tried longer. A host that has
+// failed otherwise than by not having something is asked last for the rest of
+// the pull.
 //
 // # Credentials
 //

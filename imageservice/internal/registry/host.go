@@ -31,7 +31,7 @@ type host struct {
 	transport *transport
 	auth      *authorizer
 	plain     atomic.Bool // guess turned out to be http
-	down      atomic.Bool // did not answer during this pull
+	down      atomic.Bool // failed during this pull, not for lack of what was asked for
 }
 
 func newHost(c hostConfig, timeout time.Duration) (*host, error) {

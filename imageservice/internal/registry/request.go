@@ -25,7 +25,7 @@ type query struct {
 }
 
 // hostsFor lists the hosts with the capability in the order to ask them.
-// Those that did not answer are last.
+// Those that failed are last.
 func (r *Repository) hostsFor(caps capability) ([]*host, error) {
 	var up, down []*host
 	for _, h := range r.hosts {
@@ -78,9 +78,7 @@ func (r *Repository) leave(ctx context.Context, h *host, err error) {
 		log.V(4).Info("Mirror does not have it", "host", h.name, "reason", err.Error())
 		return
 	}
-	if errdefs.IsUnavailable(err) {
-		h.down.Store(true)
-	}
+	h.down.Store(true)
 	log.Info("Registry host failed; the next is asked", "host", h.name, "registry", r.domain, "reason", err.Error())
 }
 

@@ -175,9 +175,14 @@ var credentialCases = map[string]func(t *testing.T){
 		a.learnt(t, false)
 	},
 	"CVE-2019-10214-client-certificate-stays": func(t *testing.T) {
-		r := mustHost(t, hostConfig{scheme: "https", host: "r.example.com", skipVerify: true})
-		if r.transport.other.TLSClientConfig.InsecureSkipVerify || len(r.transport.other.TLSClientConfig.Certificates) > 0 {
-			t.Error("the settings of a host are used for others")
+		dir := t.TempDir()
+		newAuthority(t).files(dir)
+		h, err := newHost(hostConfig{scheme: "https", host: "r.example.com", client: [][2]string{{dir + "/client.pem"}}}, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(h.transport.own.TLSClientConfig.Certificates) != 1 || len(h.transport.other.TLSClientConfig.Certificates) != 0 {
+			t.Error("the client certificate of a host is not for that host alone")
 		}
 	},
 	"CVE-2026-48978-realm-with-user": refusedRealm(true, func(a *attacker) string { return strings.Replace(a.URL, "://", "://user:pw@", 1) }),
@@ -423,15 +428,6 @@ func chain(places func(a, b *server) []string) func(t *testing.T) {
 			t.Errorf("%d requests arrived with %v %v %v", b.count(), b.header("Authorization"), b.header("X-Key"), b.header("Referer"))
 		}
 	}
-}
-
-func mustHost(t *testing.T, c hostConfig) *host {
-	t.Helper()
-	h, err := newHost(c, time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return h
 }
 
 var answerCases = map[string]func(t *testing.T){
