@@ -108,7 +108,6 @@ func testIgnored(t *testing.T) {
 		"org.criu.config": "/etc/shadow", "a\nb": strings.Repeat("x", 1<<20), "io.kubernetes.pod.name": "other",
 	}
 	c.Image.ExposedPorts = map[string]struct{}{"junk": {}, "99999999/tcp": {}, "../x": {}}
-	c.Image.ArgsEscaped = true //nolint:staticcheck // deprecated, and ignored
 	c.Image.StopSignal = "junk"
 	c.Image.User = "nobody-asked-here"
 	spec, _, err := Build(testNode(), testPod(), c)
