@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 	"unsafe"
@@ -66,22 +64,17 @@ func keepXattr(name string) (bool, error) {
 	return name == capability || strings.HasPrefix(name, "user."), nil
 }
 
-// unknownMode is no mode.
-const unknownMode = math.MaxUint32
-
 // apply sets owner, mode and xattrs in the one order in which none undoes
-// another: chown clears setuid bits and capabilities. A file that was made here
-// belongs to root, and has a mode that need not be set twice.
-func (m *meta) apply(fd int, mode uint32) error {
+// another: chown clears setuid bits and capabilities. What was made here belongs
+// to root already.
+func (m *meta) apply(fd int) error {
 	if m.uid != 0 || m.gid != 0 {
 		if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
 			return fmt.Errorf("setting owner %d:%d: %w", m.uid, m.gid, err)
 		}
 	}
-	if m.mode != mode {
-		if err := unix.Fchmod(fd, m.mode); err != nil {
-			return fmt.Errorf("setting mode %o: %w", m.mode, err)
-		}
+	if err := unix.Fchmod(fd, m.mode); err != nil {
+		return fmt.Errorf("setting mode %o: %w", m.mode, err)
 	}
 	for _, x := range m.xattrs {
 		if err := unix.Fsetxattr(fd, x.name, []byte(x.value), 0); err != nil {
@@ -89,23 +82,6 @@ func (m *meta) apply(fd int, mode uint32) error {
 		}
 	}
 	return nil
-}
-
-// umask is what the kernel takes off the mode of a new file; everything when
-// it cannot be told, so that all modes are set once more.
-func umask() uint32 {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0o777
-	}
-	for line := range strings.Lines(string(status)) {
-		if text, ok := strings.CutPrefix(line, "Umask:"); ok {
-			if mask, err := strconv.ParseUint(strings.TrimSpace(text), 8, 9); err == nil {
-				return uint32(mask)
-			}
-		}
-	}
-	return 0o777
 }
 
 // applyByName is for symbolic links and devices, which cannot be opened. The

@@ -156,7 +156,7 @@ func (u *unpacker) duplicateContent(fromDir int, path string, dirFD int, name st
 	if m.xattrs, err = xattrs(in); err != nil {
 		return err
 	}
-	if err := m.apply(out, unknownMode); err != nil {
+	if err := m.apply(out); err != nil {
 		return err
 	}
 	return setTimes(out, m.mtime)

@@ -21,7 +21,6 @@ type unpacker struct {
 	memory  int
 	buf     []byte
 	links   []hardLink // those whose target the layer does not have
-	umask   uint32
 	entries int64
 	steps   int64
 	logical int64  // file sizes as the tar states them
@@ -39,7 +38,6 @@ func newUnpacker(ctx context.Context, rootFD int, limits Limits, buf []byte) *un
 	return &unpacker{
 		ctx:    ctx,
 		limits: limits.orDefault(),
-		umask:  umask(),
 		root:   &node{fd: rootFD},
 		buf:    buf,
 		bytes:  4096,
@@ -263,7 +261,7 @@ func (u *unpacker) listDir(n *node, meta meta) error {
 	}
 	n.listed, n.mtime, n.mode = true, meta.mtime, meta.mode // set at the end
 	meta.mode &^= unix.S_ISGID                              // by which it would give its group to what is made in it
-	return meta.apply(fd, unknownMode)
+	return meta.apply(fd)
 }
 
 // create calls try until it does not find another file in its way.
@@ -290,9 +288,9 @@ func (u *unpacker) file(parent *node, name string, hdr *tar.Header, meta meta, r
 		return err
 	}
 	u.count(0)
-	file, perm := -1, meta.mode&0o777
+	file := -1
 	err := u.create(parent, name, func(fd int) (err error) {
-		file, err = unix.Openat(fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
+		file, err = unix.Openat(fd, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		return err
 	})
 	if err != nil {
@@ -307,7 +305,7 @@ func (u *unpacker) file(parent *node, name string, hdr *tar.Header, meta meta, r
 	if err != nil {
 		return err
 	}
-	if err := meta.apply(file, perm&^u.umask); err != nil {
+	if err := meta.apply(file); err != nil {
 		return err
 	}
 	return setTimes(file, meta.mtime)
