@@ -17,7 +17,7 @@ type Client struct {
 	// ProgressTimeout is how long a transfer may stand still.
 	ProgressTimeout time.Duration
 	// Ranges is how many parts of a large blob are fetched at a time; 0 and 1
-	// are a single stream.
+	// are a single stream. A blob takes 4 MiB of memory for each, and 4 more.
 	Ranges int
 
 	backoff time.Duration // of the first retry; 0 means 200 ms. Tests shorten it.
