@@ -4,9 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // TestSlotsTakeTurns: of three pulls that wait, each gets the next slot in its
@@ -85,4 +92,66 @@ func TestSlotsGivenUp(t *testing.T) {
 			t.Errorf("afterwards %d free, %d lines", s.free, len(s.lines))
 		}
 	})
+}
+
+// TestPullsTakeTurns: while an image of ten layers waits for its second layer,
+// one of a single layer comes, and gets the next slot.
+func TestPullsTakeTurns(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	var layers []v1.Layer
+	for i := range 10 {
+		layers = append(layers, gzipLayer(t, file(fmt.Sprint("f", i), "x")))
+	}
+	only := gzipLayer(t, file("small", "x"))
+	large, small := reg.push(t, "large", "latest", imageOf(t, layers...)), reg.push(t, "small", "latest", imageOf(t, only))
+	isLayer := make(map[string]bool)
+	for _, l := range append(layers, only) {
+		d, _ := l.Digest()
+		isLayer[d.String()] = true
+	}
+	cfg := testConfig(t)
+	cfg.MaxDownloads = 1
+	s := open(t, cfg)
+	var mu sync.Mutex
+	var order []string
+	reg.intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if _, d, ok := strings.Cut(r.URL.Path, "/blobs/"); ok && isLayer[d] {
+			mu.Lock()
+			order = append(order, d)
+			first := len(order) == 1
+			mu.Unlock()
+			for i := 0; first && i < 5000 && !waiting(s, 9, 1); i++ {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	var wg sync.WaitGroup
+	for _, ref := range []string{large, small} {
+		wg.Go(func() {
+			if _, err := s.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: ref}}); err != nil {
+				t.Error(err)
+			}
+		})
+		if ref == large {
+			eventually(t, func() bool { return waiting(s, 9) })
+		}
+	}
+	wg.Wait()
+	d, _ := only.Digest()
+	if at := slices.Index(order, d.String()); len(order) != 11 || at > 2 {
+		t.Errorf("of %d layers the single one came as number %d", len(order), at)
+	}
+}
+
+// waiting says how many layers of each pull wait for a slot.
+func waiting(s *Service, want ...int) bool {
+	s.slots.mu.Lock()
+	defer s.slots.mu.Unlock()
+	var got []int
+	for _, l := range s.slots.lines {
+		got = append(got, len(l.waiting))
+	}
+	return slices.Equal(got, want)
 }
