@@ -154,7 +154,7 @@ func imagePrune(f *flags) func(*imageCall) error {
 			freed += img.GetSize()
 			fmt.Fprintf(c.stdout, "%s %s (%s, %s)\n", did, imageName(img), shortID(img.GetId()), bytesText(img.GetSize()))
 		}
-		fmt.Fprintf(c.stdout, "%s %d images with %s; layers that other images have too stay\n", did, len(unused), bytesText(freed))
+		fmt.Fprintf(c.stdout, "%s in all: %d, of %s; layers that other images have too stay\n", did, len(unused), bytesText(freed))
 		return nil
 	}
 }
