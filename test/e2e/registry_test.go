@@ -74,7 +74,7 @@ func (n *node) nothingUnderWay(layers int) {
 }
 
 // Twenty pulls of ten images at once, from a registry that drops one connection in five, delays, truncates and
-// refuses: all end right, and no byte of a layer or a config is sent twice but the tail of what a broken answer had.
+// refuses: all end right, and no byte of a layer or a config is sent twice.
 func TestPullsFromAFaultyRegistry(t *testing.T) {
 	f, refs := faulty(t, images.Faults{Seed: 1, Drop: 5, Truncate: 10, Refuse: 8, Delay: 20 * time.Millisecond})
 	n := &node{Instance: harness.New(t, harness.Config{}), t: t}
@@ -119,13 +119,14 @@ func TestPullsFromAFaultyRegistry(t *testing.T) {
 			}
 		}
 	}
-	if sent != size+again {
+	// The registry breaks off with nothing on the way, so a transfer that goes on where it stopped lacks nothing.
+	if sent != size || again != 0 {
 		t.Errorf("%d bytes of %d were sent, %d of them again", sent, size, again)
 	}
 	if len(blobs) != len(refs)+13 || broken == 0 {
 		t.Errorf("%d blobs were fetched, %d answers broken off", len(blobs), broken)
 	}
-	t.Logf("%d blobs of %d bytes: %d bytes sent again after %d broken answers; requests: %d", len(blobs), size, again, broken, total(f))
+	t.Logf("%d blobs of %d bytes, %d answers broken off, %d requests", len(blobs), size, broken, total(f))
 	n.nothingUnderWay(13)
 }
 

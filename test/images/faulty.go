@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // Faults is how unreliable a Faulty is. A field of 0 is a fault that does not happen; of 5, one that happens to one
@@ -219,20 +221,22 @@ func (a *answer) sent(n int64, broken bool) {
 // Crowd fills the registry with ten images, crowd/0:1 to crowd/9:1. Each has a layer of its own and shares three.
 func (f *Faulty) Crowd(ctx context.Context) ([]string, error) {
 	b := &builder{}
+	var shared []v1.Layer
+	for seed := uint64(200); seed < 203; seed++ {
+		layer, err := bulkLayer(seed, 32, 64<<10, Gzip)
+		if err != nil {
+			return nil, err
+		}
+		shared = append(shared, layer)
+	}
 	var refs []string
 	for i := range 10 {
 		img, err := b.bench(1, 16, 64<<(i%4), Gzip)
 		if err != nil {
 			return nil, err
 		}
-		for seed := uint64(200); seed < 203; seed++ {
-			shared, err := bulkLayer(seed, 32, 64<<10, Gzip)
-			if err != nil {
-				return nil, err
-			}
-			if img, err = withLayers(img, "", []string{"sh"}, shared); err != nil {
-				return nil, err
-			}
+		if img, err = withLayers(img, "", []string{"sh"}, shared...); err != nil {
+			return nil, err
 		}
 		ref := fmt.Sprintf("crowd/%d:1", i)
 		if err := f.Push(ctx, ref, img); err != nil {
