@@ -150,7 +150,7 @@ func (v *saver) image(img *held) (id string, err error) {
 			return "", err
 		}
 	}
-	config, err := v.meta.Content(doc.Manifest.Config.Digest)
+	config, err := v.config(img, doc.Manifest.Config)
 	if err != nil {
 		return "", err
 	}
@@ -158,6 +158,18 @@ func (v *saver) image(img *held) (id string, err error) {
 		return "", err
 	}
 	return img.ID, v.out.Image(img.tags, mediaTypeOf(body), body, doc.Manifest)
+}
+
+// config is what an image is configured with. That of an artifact is not kept,
+// but almost always the empty one.
+func (v *saver) config(img *held, desc ocispec.Descriptor) ([]byte, error) {
+	switch {
+	case !img.artifact:
+		return img.raw, nil
+	case desc.Digest == ocispec.DescriptorEmptyJSON.Digest:
+		return ocispec.DescriptorEmptyJSON.Data, nil
+	}
+	return nil, fmt.Errorf("it is an artifact with a config of its own, which is not kept: %w", errdefs.ErrFailedPrecondition)
 }
 
 // blobs are the files that hold an image's blobs, nil when one was not kept.

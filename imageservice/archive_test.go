@@ -338,3 +338,18 @@ func TestLoadLeavesNothing(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 }
+
+// An artifact comes back as it was: its files are its blobs.
+func TestSaveAndLoadArtifact(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	ref, id := pushArtifact(t, reg, map[string]string{"a.txt": "a", "sub/dir/b.bin": strings.Repeat("b", 100_000)})
+	s := open(t, testConfig(t))
+	pull(t, s, ref)
+	archive, changed := save(t, s, false, ref)
+	remove(t, s, ref)
+	got := load(t, s, bytes.NewReader(archive))
+	if img := status(t, s, ref); len(changed) != 0 || !slices.Equal(got, []string{id + " " + ref}) || img.GetId() != id {
+		t.Errorf("changed %q, loaded %q: %v", changed, got, img)
+	}
+}

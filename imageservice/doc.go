@@ -14,12 +14,16 @@
 // image is in memory for all to see. An image that is unchanged at the
 // registry costs one HEAD request.
 //
+// An archive (Load, internal/archive) goes the same road: spooled to a file in
+// tmp that has no name, it stands where the registry does.
+//
 // Whatever is under way is under way once (internal/flight): a reference with
 // the same credentials, an image, a layer. A caller that gives up takes nothing
 // from the others; the last one returns when everything is undone.
 //
 // # Files
 //
+//	Root/preload.json            what was loaded from Config.PreloadDir (preload.go)
 //	Root/meta.db                 images, names, layers, manifests, configs
 //	Root/layers/<diffID>/fs      a layer in overlayfs' form
 //	Root/layers/<chainID>.chain/fs  one that is right for one chain of layers only

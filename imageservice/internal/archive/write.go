@@ -26,7 +26,7 @@ type Writer struct {
 
 // NewWriter begins an archive. It is whole after Close.
 func NewWriter(w io.Writer) (*Writer, error) {
-	out := &Writer{tw: tar.NewWriter(w), blobs: make(map[digest.Digest]bool)}
+	out := &Writer{tw: tar.NewWriter(w), blobs: make(map[digest.Digest]bool), docker: []dockerImage{}}
 	for _, dir := range []string{"blobs/", blobsDir} {
 		if err := out.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
 			return nil, err
@@ -34,9 +34,6 @@ func NewWriter(w io.Writer) (*Writer, error) {
 	}
 	return out, nil
 }
-
-// Has says that a blob is in the archive already.
-func (w *Writer) Has(d digest.Digest) bool { return w.blobs[d] }
 
 // Blob writes a blob, which has exactly size bytes, unless it is there.
 func (w *Writer) Blob(d digest.Digest, size int64, r io.Reader) error {
@@ -79,7 +76,9 @@ func (w *Writer) Image(tags []reference.NamedTagged, mediaType string, body []by
 		w.index = append(w.index, desc)
 		d.RepoTags = append(d.RepoTags, reference.FamiliarString(tag))
 	}
-	w.docker = append(w.docker, d)
+	if !m.IsArtifact() { // Docker knows none
+		w.docker = append(w.docker, d)
+	}
 	return nil
 }
 
