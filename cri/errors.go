@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
 // toStatus gives an error its gRPC code. The text passes whole: the kubelet
@@ -32,6 +33,11 @@ func toStatus(err error) error {
 // what the kubelet understands by NotFound; it would take a failed stop for done.
 func code(err error) codes.Code {
 	switch {
+	case errors.Is(err, crierrors.ErrRegistryUnavailable), errors.Is(err, crierrors.ErrSignatureValidationFailed):
+		// The kubelet looks for these words at the beginning of the text of a
+		// failed pull, and its client takes gRPC's own words from there only
+		// where the code says nothing.
+		return codes.Unknown
 	case errdefs.IsInvalidArgument(err):
 		return codes.InvalidArgument
 	case errdefs.IsNotFound(err):

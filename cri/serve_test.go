@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 )
 
 // services doubles both services: what a test does not set is Unimplemented.
@@ -176,6 +177,8 @@ func TestErrorsGetCodesAndKeepTheirText(t *testing.T) {
 		{fmt.Errorf("pod x: %w", errdefs.ErrNotFound), codes.NotFound},
 		{fmt.Errorf("pod x: %w", errdefs.ErrFailedPrecondition), codes.FailedPrecondition},
 		{fmt.Errorf("pod x: %w", errdefs.ErrUnavailable), codes.Unavailable},
+		{fmt.Errorf("%w: pulling: %w", crierrors.ErrRegistryUnavailable, errdefs.ErrUnavailable), codes.Unknown},
+		{fmt.Errorf("%w: pulling: %w", crierrors.ErrSignatureValidationFailed, errdefs.ErrPermissionDenied), codes.Unknown},
 		{fmt.Errorf("pod x: %w", errdefs.ErrNotImplemented), codes.Unimplemented},
 		{errors.Join(errors.New("one"), fmt.Errorf("two: %w", errdefs.ErrAlreadyExists)), codes.AlreadyExists},
 		{fmt.Errorf("waiting: %w", context.DeadlineExceeded), codes.DeadlineExceeded},

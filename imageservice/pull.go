@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
@@ -47,12 +48,12 @@ func (s *Service) pullOnce(ctx context.Context, ref string, auth *runtimeapi.Aut
 		defer done()
 		return s.pull(ctx, named, auth)
 	})
-	switch { // the kubelet knows two reasons by their first word
+	switch { // the kubelet knows two reasons by the first word of the text
 	case err == nil:
 	case errors.Is(err, verify.ErrRefused):
-		return nil, fmt.Errorf("SignatureValidationFailed: pulling image %q: %w", named.String(), err)
+		return nil, fmt.Errorf("%w: pulling image %q: %w", crierrors.ErrSignatureValidationFailed, named.String(), err)
 	case errdefs.IsUnavailable(err):
-		return nil, fmt.Errorf("RegistryUnavailable: pulling image %q: %w", named.String(), err)
+		return nil, fmt.Errorf("%w: pulling image %q: %w", crierrors.ErrRegistryUnavailable, named.String(), err)
 	default:
 		return nil, fmt.Errorf("pulling image %q: %w", named.String(), err)
 	}

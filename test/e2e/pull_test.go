@@ -19,7 +19,9 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/gantry-cri/gantry/cri/transfer"
 )
@@ -221,7 +223,7 @@ func TestStuckPull(t *testing.T) {
 	reg := newSlowRegistry(t)
 	ref := reg.push(t, shellImage(t, 3<<20), "stuck:v1")[0]
 	_, err := n.tryPull(ref)
-	wantError(t, err, codes.Unavailable, "RegistryUnavailable", ref)
+	wantReason(t, err, crierrors.ErrRegistryUnavailable, ref)
 
 	ctx, cancel := context.WithCancel(n.context())
 	go func() {
@@ -236,4 +238,42 @@ func TestStuckPull(t *testing.T) {
 	}
 	close(reg.letGo)
 	n.pull(ref)
+}
+
+// wantReason fails the test unless the kubelet finds its word in the error of a
+// pull: it strips an error of the code Unknown, and no other, of gRPC's words.
+func wantReason(t *testing.T, err, reason error, names ...string) {
+	t.Helper()
+	wantError(t, err, codes.Unknown, names...)
+	if text := status.Convert(err).Message(); !strings.HasPrefix(text, reason.Error()) {
+		t.Errorf("%q does not begin with %v", text, reason)
+	}
+}
+
+// An image that a verifier refuses is not pulled, and the kubelet is told why.
+func TestUntrustedImage(t *testing.T) {
+	dir := t.TempDir()
+	programs := filepath.Join(dir, "bin")
+	if err := os.Mkdir(programs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	policy := "#!/bin/sh\ncase $2 in */signed*) exit 0;; esac\necho no signature; exit 1\n"
+	if err := os.WriteFile(filepath.Join(programs, "policy"), []byte(policy), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "gantry.toml")
+	if err := os.WriteFile(config, []byte("[images.verify]\nbin_dir = \""+programs+"\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := offlineNode(t, "--config", config)
+	reg := newSlowRegistry(t)
+	close(reg.letGo)
+	refs := reg.push(t, shellImage(t, 0), "signed:v1", "other:v1")
+	_, err := n.tryPull(refs[1])
+	wantReason(t, err, crierrors.ErrSignatureValidationFailed, refs[1], "policy", "no signature")
+	if left := n.imageLeftovers(); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	n.pull(refs[0])
+	n.runsFrom("signed", refs[0])
 }
