@@ -353,3 +353,27 @@ func TestSaveAndLoadArtifact(t *testing.T) {
 		t.Errorf("changed %q, loaded %q: %v", changed, got, img)
 	}
 }
+
+// Of equal layers one blob is kept, which another image has in another
+// compression: that is not taken for the image's own.
+func TestSaveWithBlobOfAnother(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	first := reg.push(t, "first", "1", imageOf(t, gzipLayer(t, file("f", "x"))))
+	second := reg.push(t, "second", "1", imageOf(t, zstdLayer(t, file("f", "x")), gzipLayer(t, file("g", "x"))))
+	cfg := testConfig(t)
+	cfg.KeepLayerBlobs = true
+	s := open(t, cfg)
+	pull(t, s, first)
+	id := pull(t, s, second)
+	want := rootFiles(t, s, second)
+	archive, changed := save(t, s, false, first, second)
+	if len(changed) != 1 || !strings.HasPrefix(changed[0], id) {
+		t.Errorf("changed: %q, of image %s", changed, id)
+	}
+	remove(t, s, first)
+	remove(t, s, second)
+	if got := load(t, s, bytes.NewReader(archive)); len(got) != 2 || !slices.Equal(rootFiles(t, s, second), want) {
+		t.Errorf("loaded %q", got)
+	}
+}
