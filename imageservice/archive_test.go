@@ -359,8 +359,9 @@ func TestSaveAndLoadArtifact(t *testing.T) {
 func TestSaveWithBlobOfAnother(t *testing.T) {
 	needRoot(t)
 	reg := newRegistry(t)
-	first := reg.push(t, "first", "1", imageOf(t, gzipLayer(t, file("f", "x"))))
-	second := reg.push(t, "second", "1", imageOf(t, zstdLayer(t, file("f", "x")), gzipLayer(t, file("g", "x"))))
+	// Their order in the tar is none that Save makes.
+	first := reg.push(t, "first", "1", imageOf(t, gzipLayer(t, file("z", "x"), file("f", "x"))))
+	second := reg.push(t, "second", "1", imageOf(t, zstdLayer(t, file("z", "x"), file("f", "x")), gzipLayer(t, file("g", "x"))))
 	cfg := testConfig(t)
 	cfg.KeepLayerBlobs = true
 	s := open(t, cfg)
