@@ -9,7 +9,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -90,13 +92,22 @@ func receive(ss grpc.ServerStream, w *io.PipeWriter) {
 			_, err = w.Write(chunk.Value)
 		}
 		if err != nil {
-			if cause := context.Cause(ss.Context()); cause != nil && err != io.EOF {
-				err = cause
-			}
-			_ = w.CloseWithError(err) // io.EOF is the end of the archive
+			_ = w.CloseWithError(ended(ss.Context(), err)) // io.EOF is the end of the archive
 			return
 		}
 	}
+}
+
+// ended is why a stream has ended. That its client has gone may be known from
+// the stream a moment before its context ends.
+func ended(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && err != io.EOF {
+		return cause
+	}
+	if status.Code(err) == codes.Canceled {
+		return context.Canceled
+	}
+	return err
 }
 
 func save(srv any, ss grpc.ServerStream) error {

@@ -220,7 +220,9 @@ func TestPulls(t *testing.T) {
 	sent[1].Image = "not UTF-8: \xff"
 	c, _, _ := start(t, &images{list: sent})
 	got, err := c.Pulls(t.Context())
-	if err != nil || !slices.EqualFunc(got, want, func(a, b transfer.Pull) bool { return a.Started.Equal(b.Started) && a.Image == b.Image && a.Bytes == b.Bytes && a.BytesDone == b.BytesDone && a.Layers == b.Layers && a.LayersDone == b.LayersDone }) {
+	if err != nil || !slices.EqualFunc(got, want, func(a, b transfer.Pull) bool {
+		return a.Started.Equal(b.Started) && a.Image == b.Image && a.Bytes == b.Bytes && a.BytesDone == b.BytesDone && a.Layers == b.Layers && a.LayersDone == b.LayersDone
+	}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
