@@ -111,7 +111,24 @@ func (s *Service) fetchFile(ctx context.Context, src source, pull string, blob o
 			err = cerr
 		}
 	}()
-	body := s.progress.count(blob.Digest, src.Open(ctx, blob))
+	for {
+		body := src.Open(ctx, blob)
+		err := s.copyBlob(f, body, blob)
+		if err == nil || !again(ctx, src, body, err) {
+			return err
+		}
+		if err := f.Truncate(0); err != nil {
+			return err
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+	}
+}
+
+// copyBlob writes a blob as it comes, and says whether it was the right one.
+func (s *Service) copyBlob(f *os.File, body io.ReadCloser, blob ocispec.Descriptor) error {
+	body = s.progress.count(blob.Digest, body)
 	defer body.Close()
 	hash := sha256.New()
 	n, err := io.CopyBuffer(io.MultiWriter(hash, f), io.LimitReader(body, blob.Size+1), make([]byte, 256<<10))

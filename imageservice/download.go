@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,6 +22,17 @@ type source interface {
 	// Open returns a reader of a blob, which the caller verifies and closes.
 	// It has a byte or an error within a bounded time.
 	Open(ctx context.Context, desc ocispec.Descriptor) io.ReadCloser
+	// Doubt says that what a reader of Open gave is not the blob, for the
+	// reason given, and returns whether Open may take it from elsewhere.
+	Doubt(ctx context.Context, blob io.ReadCloser, reason error) bool
+}
+
+// again tells whether a blob is to be fetched once more after an error of what
+// was in it: another host may have the right one. Wrong bytes may look
+// malformed before all have come and the digest tells.
+func again(ctx context.Context, src source, blob io.ReadCloser, err error) bool {
+	wrong := errdefs.IsDataLoss(err) || errdefs.IsInvalidArgument(err)
+	return wrong && ctx.Err() == nil && src.Doubt(ctx, blob, err)
 }
 
 // download fetches the config and all layers. The image it returns holds a

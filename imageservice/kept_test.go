@@ -176,6 +176,8 @@ func (m *memory) Open(_ context.Context, d ocispec.Descriptor) io.ReadCloser {
 	return closing{bytes.NewReader(body), m.all.Done}
 }
 
+func (m *memory) Doubt(context.Context, io.ReadCloser, error) bool { return false }
+
 type closing struct {
 	io.Reader
 	end func()

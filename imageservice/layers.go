@@ -71,9 +71,10 @@ func (s *Service) obtain(ctx context.Context, src source, w wanted) (*storedLaye
 // dropFetched runs when all who waited for a download have left.
 func (s *Service) dropFetched(l *storedLayer) { s.release(l) }
 
-// fetch downloads, verifies and unpacks a layer. It is stored, or else parked
-// and to be looked for. On an error nothing is left.
-func (s *Service) fetch(ctx context.Context, src source, w wanted) (_ *storedLayer, err error) {
+// fetch downloads, verifies and unpacks a layer, unless it has come meanwhile.
+// It is stored, or else parked and to be looked for. On an error nothing is
+// left.
+func (s *Service) fetch(ctx context.Context, src source, w wanted) (*storedLayer, error) {
 	ctx, done, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
@@ -93,7 +94,20 @@ func (s *Service) fetch(ctx context.Context, src source, w wanted) (_ *storedLay
 	if there {
 		return l, nil
 	}
+	for {
+		var blob io.ReadCloser
+		l, err := s.unpack(ctx, w, func(ctx context.Context) io.ReadCloser {
+			blob = src.Open(ctx, w.blob)
+			return blob
+		})
+		if err == nil || !again(ctx, src, blob, err) {
+			return l, err
+		}
+	}
+}
 
+// unpack reads a layer once, into a directory of its own.
+func (s *Service) unpack(ctx context.Context, w wanted, open func(context.Context) io.ReadCloser) (_ *storedLayer, err error) {
 	dir := s.path(tmpDir, s.unique())
 	if err := os.MkdirAll(filepath.Join(dir, "fs"), 0o755); err != nil {
 		return nil, fmt.Errorf("making layer directory: %w", err)
@@ -110,7 +124,7 @@ func (s *Service) fetch(ctx context.Context, src source, w wanted) (_ *storedLay
 	defer root.Close()
 	blob := layer.Source{
 		Open: func(ctx context.Context) (io.ReadCloser, error) {
-			return s.progress.count(w.blob.Digest, src.Open(ctx, w.blob)), nil
+			return s.progress.count(w.blob.Digest, open(ctx)), nil
 		},
 		Digest: w.blob.Digest,
 		Size:   w.blob.Size,

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -16,7 +15,7 @@ import (
 
 // Open returns a reader of a blob. The transfer starts with the first Read,
 // goes on where it broke off, and falls over to the next host. The bytes are
-// not verified, but are no more than the blob has.
+// no more than the blob has, but not verified: see Doubt.
 func (r *Repository) Open(ctx context.Context, desc ocispec.Descriptor) io.ReadCloser {
 	s, err := r.stream(ctx, desc)
 	if err != nil {
@@ -33,33 +32,6 @@ type failed struct{ err error }
 
 func (f failed) Read([]byte) (int, error) { return 0, f.err }
 func (f failed) Close() error             { return nil }
-
-// route is the hosts that are left for a blob, the current first. The streams
-// of one blob share it.
-type route struct {
-	mu    sync.Mutex
-	hosts []*host
-}
-
-func (t *route) current() (h *host, last bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.hosts[0], len(t.hosts) == 1
-}
-
-// leave goes on from a host to the next. It says whether there is one.
-func (t *route) leave(h *host) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.hosts[0] != h {
-		return true
-	}
-	if len(t.hosts) == 1 {
-		return false
-	}
-	t.hosts = t.hosts[1:]
-	return true
-}
 
 const (
 	// enough bytes between two failures make the earlier one forgotten.
@@ -94,11 +66,11 @@ func (r *Repository) stream(ctx context.Context, desc ocispec.Descriptor) (*stre
 	if desc.Size < 0 {
 		return nil, fmt.Errorf("blob %s has size %d: %w", desc.Digest, desc.Size, errdefs.ErrInvalidArgument)
 	}
-	hosts, err := r.hostsFor(canPull)
+	way, err := r.route(desc.Digest)
 	if err != nil {
 		return nil, err
 	}
-	return newStream(ctx, r, desc, &route{hosts: hosts}, 0, desc.Size), nil
+	return newStream(ctx, r, desc, way, 0, desc.Size), nil
 }
 
 func newStream(ctx context.Context, r *Repository, desc ocispec.Descriptor, way *route, off, end int64) *stream {
@@ -209,18 +181,6 @@ func (s *stream) next(err error) error {
 	return nil
 }
 
-// restart begins anew at the next host, since what came from this one was
-// wrong.
-func (s *stream) restart(err error) error {
-	if s.host == nil || !s.route.leave(s.host) {
-		return err
-	}
-	s.repo.leave(s.ctx, s.host, err)
-	s.off = 0
-	s.closeBody()
-	return nil
-}
-
 func (s *stream) hostName() string {
 	if s.host == nil {
 		return s.repo.domain
@@ -245,6 +205,7 @@ func (s *stream) open() error {
 		s.closeBody()
 		return err
 	}
+	s.route.answered(s.host)
 	return nil
 }
 

@@ -2,9 +2,11 @@ package registry
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -31,6 +33,9 @@ type Repository struct {
 	timeout time.Duration
 	backoff time.Duration
 	ranges  int
+
+	mu      sync.Mutex
+	doubted map[digest.Digest][]*host // those that answered with something else
 }
 
 // Repository prepares to fetch from the repository of a name. No request is
@@ -42,6 +47,7 @@ func (c *Client) Repository(_ context.Context, name reference.Named, auth *runti
 		timeout: c.ProgressTimeout,
 		backoff: c.backoff,
 		ranges:  c.Ranges,
+		doubted: make(map[digest.Digest][]*host),
 	}
 	if r.timeout <= 0 {
 		r.timeout = time.Minute

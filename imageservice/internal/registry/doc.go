@@ -26,7 +26,7 @@
 // Hosts are asked in the order of hosts.toml, the registry itself last. Any
 // failure of one leads to the next; the last is tried longer. A host that has
 // failed otherwise than by not having something is asked last for the rest of
-// the pull.
+// the pull, and so is one whose blob turned out to be something else (Doubt).
 //
 // # Credentials
 //

@@ -120,22 +120,23 @@ func (r *Repository) Blob(ctx context.Context, desc ocispec.Descriptor) ([]byte,
 	if desc.Size > maxDocument {
 		return nil, fmt.Errorf("blob %s of %d bytes is not a document, which has at most %d: %w", desc.Digest, desc.Size, maxDocument, errdefs.ErrInvalidArgument)
 	}
-	s, err := r.stream(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Close()
 	for {
-		body, err := io.ReadAll(io.LimitReader(s, desc.Size+1))
+		s, err := r.stream(ctx, desc)
 		if err != nil {
 			return nil, err
 		}
-		if int64(len(body)) == desc.Size && digest.FromBytes(body) == desc.Digest {
+		body, err := io.ReadAll(s) // as much as the blob has
+		s.Close()
+		if err != nil {
+			return nil, err
+		}
+		got := digest.FromBytes(body)
+		if got == desc.Digest {
 			return body, nil
 		}
 		err = fmt.Errorf("%s answers %d bytes with digest %s for blob %s of %d bytes: %w",
-			s.hostName(), len(body), digest.FromBytes(body), desc.Digest, desc.Size, errdefs.ErrDataLoss)
-		if err := s.restart(err); err != nil {
+			s.hostName(), len(body), got, desc.Digest, desc.Size, errdefs.ErrDataLoss)
+		if !r.Doubt(ctx, s, err) {
 			return nil, err
 		}
 	}
