@@ -47,9 +47,6 @@ const (
 	bufferSize = 256 << 10
 	// buffersPerLink let one stage run ahead of the next by this much.
 	buffersPerLink = 4
-	// maxWindow is what `zstd --long` makes; larger ones need a flag for
-	// decompression too.
-	maxWindow = 128 << 20
 )
 
 // Unpack writes the layer into the empty directory rootFD, which the caller
@@ -180,7 +177,7 @@ func inflate(in, out *link, limit int64) (err error) {
 		if err == io.EOF {
 			return src.drain()
 		}
-		if errors.Is(err, zstd.ErrWindowSizeExceeded) {
+		if errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded) {
 			return fmt.Errorf("layer needs a window of more than %d bytes: %w: %w", maxWindow, err, errdefs.ErrInvalidArgument)
 		}
 		if err != nil {
@@ -204,19 +201,9 @@ func decompressor(src io.Reader) (io.Reader, func(), error) {
 		}
 		return zr, func() { zr.Close() }, nil
 	case len(magic) == 4 && isZstd(magic):
-		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-		if err != nil {
-			return nil, nil, err
-		}
-		return zr, zr.Close, nil
+		return unzstd(br)
 	}
 	return br, func() {}, nil
-}
-
-// isZstd knows frames and skippable frames.
-func isZstd(b []byte) bool {
-	return (b[0] == 0x28 && b[1] == 0xb5 && b[2] == 0x2f && b[3] == 0xfd) ||
-		(b[0]&0xf0 == 0x50 && b[1] == 0x2a && b[2] == 0x4d && b[3] == 0x18)
 }
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
