@@ -97,3 +97,21 @@ func TestZstdLargeWindowsGo(t *testing.T) {
 		})
 	}
 }
+
+// TestZstdWindowsInPieces: a header is found wherever a read ends.
+func TestZstdWindowsInPieces(t *testing.T) {
+	data := append(bytes.Repeat([]byte{0x28, 0xb5}, 50), hostile.ZstdWindow(24)...)
+	data = append(data, make([]byte, 100)...)
+	for first := range len(data) {
+		for _, rest := range []int{1, 7, 40, len(data)} {
+			var w windows
+			w.look(data[:first])
+			for b := data[first:]; len(b) > 0 && !w.large; b = b[min(rest, len(b)):] {
+				w.look(b[:min(rest, len(b))])
+			}
+			if !w.large {
+				t.Fatalf("not found in %d bytes and pieces of %d", first, rest)
+			}
+		}
+	}
+}
