@@ -8,12 +8,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -244,66 +242,6 @@ func TestLoadWithoutName(t *testing.T) {
 	img := status(t, s, strings.Fields(got[0])[0])
 	if img == nil || len(img.RepoTags)+len(img.RepoDigests) != 0 {
 		t.Errorf("loaded %q: %v", got, img)
-	}
-}
-
-// Loads and pulls of one image at once all end well, with one image.
-func TestLoadsAndPullsAtOnce(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	img := variedImage(t)
-	ref := reg.push(t, "varied", "1", img)
-	archive := dockerArchive(t, map[string]v1.Image{"r.example/varied:1": img})
-	s := open(t, testConfig(t))
-	var all sync.WaitGroup
-	for i := range 8 {
-		all.Go(func() {
-			if i%2 == 0 {
-				pull(t, s, ref)
-				return
-			}
-			if err := s.Load(t.Context(), bytes.NewReader(archive), func(string, []string) {}); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	all.Wait()
-	if a, b := status(t, s, ref), status(t, s, "r.example/varied:1"); a == nil || b == nil || a.Id != b.Id {
-		t.Errorf("%v, %v", a, b)
-	}
-}
-
-// A load that had joined a pull does not fail with it.
-func TestLoadOutlivesPull(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	img := imageOf(t, gzipLayer(t, file("f", strings.Repeat("x", 1<<16))))
-	ref := reg.push(t, "x", "1", img)
-	asked, broken := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	reg.intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		if strings.Contains(r.URL.Path, "/blobs/") {
-			once.Do(func() { close(asked) })
-			<-broken
-			http.Error(w, "gone", http.StatusNotFound)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-	s := open(t, testConfig(t))
-	var all sync.WaitGroup
-	all.Go(func() { _ = pullError(t, s, ref) })
-	<-asked
-	all.Go(func() {
-		if err := s.Load(t.Context(), bytes.NewReader(dockerArchive(t, map[string]v1.Image{"r.example/x:1": img})), func(string, []string) {}); err != nil {
-			t.Error(err)
-		}
-	})
-	time.Sleep(50 * time.Millisecond) // so that the load most likely has joined
-	close(broken)
-	all.Wait()
-	if status(t, s, "r.example/x:1") == nil {
-		t.Error("not loaded")
 	}
 }
 

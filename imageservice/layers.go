@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/imageservice/internal/archive"
 	"github.com/gantry-cri/gantry/imageservice/internal/layer"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 )
@@ -50,9 +52,14 @@ func (s *Service) obtain(ctx context.Context, src source, w wanted) (*storedLaye
 				return nil, nil, context.Cause(ctx)
 			}
 		}
+		mine := false
 		l, release, err := s.fetches.Do(ctx, layerKey(w.diffID), func(ctx context.Context) (*storedLayer, error) {
+			mine = true
 			return s.fetch(ctx, src, w)
 		})
+		if err != nil && ctx.Err() == nil && !mine && errors.Is(err, archive.ErrClosed) {
+			continue // it was to come from an archive whose load was given up
+		}
 		if err != nil {
 			return nil, nil, err
 		}

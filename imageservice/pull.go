@@ -19,6 +19,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 	"k8s.io/klog/v2"
 
+	"github.com/gantry-cri/gantry/imageservice/internal/archive"
 	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 	"github.com/gantry-cri/gantry/imageservice/internal/registry"
@@ -103,26 +104,37 @@ func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtime
 // fetchImage makes an image out of its blobs and gives it names. Several names
 // may lead to one image at once: it comes once.
 func (s *Service) fetchImage(ctx context.Context, src source, found resolved, names []string) (*image, error) {
-	img, release, err := s.downloads.Do(ctx, found.id(), func(ctx context.Context) (*image, error) {
-		ctx, done, err := s.begin(ctx)
-		if err != nil {
+	for {
+		mine := false
+		img, release, err := s.downloads.Do(ctx, found.id(), func(ctx context.Context) (*image, error) {
+			mine = true
+			return s.fetchOnce(ctx, src, found, names)
+		})
+		wake(s.pulled)
+		if err == nil {
+			release()
+			return s.renamed(img.ID, names)
+		}
+		if ctx.Err() != nil || mine || !errors.Is(err, archive.ErrClosed) {
 			return nil, err
 		}
-		defer done()
-		here, end := s.progress.transfer(found.id(), found.manifest.Layers)
-		defer end()
-		img, content, err := s.download(ctx, src, found, here)
-		if err != nil {
-			return nil, err
-		}
-		return img, s.commit(img, content, names)
-	})
-	wake(s.pulled)
+		// It came from an archive whose load was given up. This one is not.
+	}
+}
+
+func (s *Service) fetchOnce(ctx context.Context, src source, found resolved, names []string) (*image, error) {
+	ctx, done, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
-	release()
-	return s.renamed(img.ID, names)
+	defer done()
+	here, end := s.progress.transfer(found.id(), found.manifest.Layers)
+	defer end()
+	img, content, err := s.download(ctx, src, found, here)
+	if err != nil {
+		return nil, err
+	}
+	return img, s.commit(img, content, names)
 }
 
 // renamed is rename of an image that was here a moment ago.
