@@ -277,6 +277,22 @@ func TestLoadLeavesNothing(t *testing.T) {
 	}
 }
 
+// A short name is that of the configured registry, as for pulls: the image is
+// saved with this tag and no other.
+func TestSaveByShortName(t *testing.T) {
+	needRoot(t)
+	img := imageOf(t, gzipLayer(t, file("f", "x")))
+	cfg := testConfig(t)
+	cfg.ShortNames = "r.example"
+	s := open(t, cfg)
+	load(t, s, bytes.NewReader(dockerArchive(t, map[string]v1.Image{"r.example/x:1": img, "r.example/x:latest": img})))
+	archive, _ := save(t, s, false, "x")
+	remove(t, s, "x")
+	if got := load(t, s, bytes.NewReader(archive)); len(got) != 1 || !strings.HasSuffix(got[0], " r.example/x:latest") {
+		t.Errorf("loaded %q", got)
+	}
+}
+
 // An artifact comes back as it was: its files are its blobs.
 func TestSaveAndLoadArtifact(t *testing.T) {
 	needRoot(t)
