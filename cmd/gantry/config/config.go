@@ -62,7 +62,7 @@ type Images struct {
 	KeepLayerBlobs      bool     `toml:"keep_layer_blobs" comment:"Keep the compressed layers too."`
 	Pinned              []string `toml:"pinned" comment:"Images that the kubelet never removes; * matches any text."`
 	ShortNames          string   `toml:"short_names" comment:"Registry of image names that have none; \"none\" refuses such names."`
-	DockerConfig        string   `toml:"docker_config" comment:"Docker's config.json with credentials by registry, for pulls that bring none. Read at each pull; may be absent."`
+	DockerConfig        string   `toml:"docker_config" comment:"Docker's config.json with credentials by registry, for pulls that bring none, and of mirrors. Read at each pull; may be absent."`
 	PreloadDir          string   `toml:"preload_dir" comment:"Image archives in here are loaded at start. May be absent. Default: preload in root."`
 
 	Verify Verify      `toml:"verify" comment:"Checking signatures before an image is unpacked."`
