@@ -9,8 +9,8 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/tree"
 )
 
-// reclaimLoop deletes what nobody needs any more, until Close. What it does
-// not get to is deleted after the next start.
+// reclaimLoop takes out of the books what nobody needs any more, until Close.
+// What it does not get to is taken out after the next start.
 func (s *Service) reclaimLoop() {
 	var later <-chan time.Time // when something kept for a retry is due
 	for {
@@ -27,7 +27,20 @@ func (s *Service) reclaimLoop() {
 		if later = nil; next > 0 {
 			later = time.After(next)
 		}
-		s.emptyTrash()
+	}
+}
+
+// trashLoop deletes what is in the trash, until Close. It is not reclaimLoop,
+// for it may take long.
+func (s *Service) trashLoop() {
+	stuck := make(map[string]bool)
+	for {
+		select {
+		case <-s.stop.Done():
+			return
+		case <-s.discarded:
+		}
+		s.emptyTrash(stuck)
 	}
 }
 
@@ -48,7 +61,8 @@ func (s *Service) afterPulls() {
 	}
 }
 
-func (s *Service) emptyTrash() {
+// emptyTrash leaves out what is stuck, and adds what turns out to be.
+func (s *Service) emptyTrash(stuck map[string]bool) {
 	trash, err := os.Open(s.path(trashDir))
 	if err != nil {
 		s.log.Error(err, "Trash not emptied; it is at the next start")
@@ -63,7 +77,11 @@ func (s *Service) emptyTrash() {
 		if s.stop.Err() != nil {
 			return
 		}
+		if stuck[name] {
+			continue
+		}
 		if err := tree.Remove(s.stop, int(trash.Fd()), name); err != nil && s.stop.Err() == nil {
+			stuck[name] = true
 			s.log.Error(err, "Deleted files stay until the next start", "directory", s.path(trashDir, name))
 		}
 	}

@@ -362,7 +362,7 @@ func leftoversAt(t testing.TB, s *Service, now time.Time) []string {
 	if _, err := s.reap(now); err != nil {
 		t.Error(err)
 	}
-	s.emptyTrash()
+	s.emptyTrash(map[string]bool{})
 	var found []string
 	for _, d := range []string{layersDir, tmpDir, trashDir} {
 		entries, err := os.ReadDir(s.path(d))

@@ -111,12 +111,13 @@ type Service struct {
 	fetches   flight.Group[*storedLayer]
 	progress  progress
 
-	stop    context.Context // ends with Close; not one of a request
-	cancel  context.CancelFunc
-	work    sync.WaitGroup // pulls and the two goroutines below
-	reclaim chan struct{}  // wakes the one that deletes
-	pulled  chan struct{}  // wakes the one that gives memory back
-	measure chan struct{}  // wakes the one that measures
+	stop      context.Context // ends with Close; not one of a request
+	cancel    context.CancelFunc
+	work      sync.WaitGroup // pulls and the goroutines below
+	reclaim   chan struct{}  // wakes the one that finds what nobody needs
+	discarded chan struct{}  // wakes the one that deletes
+	pulled    chan struct{}  // wakes the one that gives memory back
+	measure   chan struct{}  // wakes the one that measures
 
 	// change is held while metadata and layer directories change, through
 	// disk writes. Taken before mu.
@@ -183,6 +184,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		registry:   registry.Client{HostsDirs: cfg.HostsDirs, DockerConfig: cfg.DockerConfig, ProgressTimeout: cfg.ProgressTimeout, Ranges: cfg.LayerRanges},
 		slots:      slots{free: cfg.MaxDownloads},
 		reclaim:    make(chan struct{}, 1),
+		discarded:  make(chan struct{}, 1),
 		pulled:     make(chan struct{}, 1),
 		measure:    make(chan struct{}, 1),
 		images:     make(map[string]*image),
@@ -202,10 +204,12 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	}
 	s.stop, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(s.reclaimLoop)
+	s.work.Go(s.trashLoop)
 	s.work.Go(s.afterPulls)
 	s.work.Go(s.measureLoop)
 	s.work.Go(s.preload)
 	wake(s.reclaim)
+	wake(s.discarded)
 	return s, nil
 }
 
@@ -270,7 +274,7 @@ func (s *Service) discard(path string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("discarding: %w", err)
 	}
-	wake(s.reclaim)
+	wake(s.discarded)
 	return nil
 }
 
