@@ -160,8 +160,7 @@ func (v *saver) image(img *held) (id string, err error) {
 	return img.ID, v.out.Image(img.tags, mediaTypeOf(body), body, doc.Manifest)
 }
 
-// config is what an image is configured with. That of an artifact is not kept,
-// but almost always the empty one.
+// config is what an image is configured with.
 func (v *saver) config(img *held, desc ocispec.Descriptor) ([]byte, error) {
 	switch {
 	case !img.artifact:
@@ -169,7 +168,7 @@ func (v *saver) config(img *held, desc ocispec.Descriptor) ([]byte, error) {
 	case desc.Digest == ocispec.DescriptorEmptyJSON.Digest:
 		return ocispec.DescriptorEmptyJSON.Data, nil
 	}
-	return nil, fmt.Errorf("it is an artifact with a config of its own, which is not kept: %w", errdefs.ErrFailedPrecondition)
+	return os.ReadFile(v.path(layersDir, img.layers[0].Key, artifactConfig))
 }
 
 // blobs are the files that hold an image's blobs, nil when one was not kept.

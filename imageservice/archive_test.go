@@ -293,18 +293,36 @@ func TestSaveByShortName(t *testing.T) {
 	}
 }
 
-// An artifact comes back as it was: its files are its blobs.
+// An artifact comes back as it was: its files are its blobs, and its config is
+// kept beside them.
 func TestSaveAndLoadArtifact(t *testing.T) {
 	needRoot(t)
-	reg := newRegistry(t)
-	ref, id := pushArtifact(t, reg, map[string]string{"a.txt": "a", "sub/dir/b.bin": strings.Repeat("b", 100_000)})
-	s := open(t, testConfig(t))
-	pull(t, s, ref)
-	archive, changed := save(t, s, false, ref)
-	remove(t, s, ref)
-	got := load(t, s, bytes.NewReader(archive))
-	if img := status(t, s, ref); len(changed) != 0 || !slices.Equal(got, []string{id + " " + ref}) || img.GetId() != id {
-		t.Errorf("changed %q, loaded %q: %v", changed, got, img)
+	for name, config := range map[string]string{"empty config": "{}", "config of its own": `{"name":"chart"}`} {
+		t.Run(name, func(t *testing.T) {
+			reg := newRegistry(t)
+			ref, id := pushArtifactOf(t, reg, config, map[string]string{"a.txt": "a", "sub/dir/b.bin": strings.Repeat("b", 100_000), "config": "a file"})
+			cfg := testConfig(t)
+			s := open(t, cfg)
+			pull(t, s, ref)
+			checkFigures(t, s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, cfg)
+			checkFigures(t, s)
+			archive, changed := save(t, s, false, ref)
+			remove(t, s, ref)
+			if left := leftovers(t, s); len(left) != 0 || s.used != (Usage{}) {
+				t.Errorf("left: %q", left)
+			}
+			got := load(t, s, bytes.NewReader(archive))
+			if img := status(t, s, ref); len(changed) != 0 || !slices.Equal(got, []string{id + " " + ref}) || img.GetId() != id {
+				t.Errorf("changed %q, loaded %q: %v", changed, got, img)
+			}
+			if again, _ := save(t, s, false, ref); !bytes.Equal(again, archive) {
+				t.Error("the artifact gives another archive")
+			}
+		})
 	}
 }
 

@@ -22,6 +22,9 @@ import (
 // artifactKey names the directory of an artifact's files.
 func artifactKey(d digest.Digest) string { return d.Encoded() + ".artifact" }
 
+// artifactConfig is the file beside them that has the artifact's config.
+const artifactConfig = "config"
+
 // downloadArtifact fetches the files of an artifact. It is an image of one
 // layer that has them under their names, which can be mounted but not run.
 func (s *Service) downloadArtifact(ctx context.Context, src source, found resolved, here func(int)) (*image, error) {
@@ -64,6 +67,9 @@ func (s *Service) fetchFiles(ctx context.Context, src source, found resolved, he
 	defer root.Close()
 	m := found.manifest
 	res := &layer.Result{Bytes: 4096, Inodes: 1, RootListed: true, RootOpaque: true}
+	if err := s.fetchConfig(ctx, src, m.Config, dir, res); err != nil {
+		return nil, err
+	}
 	dirs := map[string]bool{".": true}
 	group, gctx := errgroup.WithContext(ctx)
 	for i, name := range m.Files {
@@ -88,6 +94,20 @@ func (s *Service) fetchFiles(ctx context.Context, src source, found resolved, he
 		return nil, err
 	}
 	return s.store(dir, meta.Layer{Key: artifactKey(found.digest), DiffID: found.digest}, res)
+}
+
+// fetchConfig keeps the config of an artifact beside its files, for Save. The
+// empty one is known.
+func (s *Service) fetchConfig(ctx context.Context, src source, desc ocispec.Descriptor, dir string, res *layer.Result) error {
+	if desc.Digest == ocispec.DescriptorEmptyJSON.Digest {
+		return nil
+	}
+	raw, err := src.Blob(ctx, desc)
+	if err != nil {
+		return fmt.Errorf("config of the artifact: %w", err)
+	}
+	res.Bytes, res.Inodes = res.Bytes+uint64(len(raw)+4095)&^4095, res.Inodes+1
+	return os.WriteFile(filepath.Join(dir, artifactConfig), raw, 0o600)
 }
 
 // fetchFile writes one blob to a file that nobody may change.

@@ -18,6 +18,11 @@ import (
 // pushArtifact puts files into the registry, "" for one without a title.
 func pushArtifact(t *testing.T, reg *testRegistry, files map[string]string) (ref, id string) {
 	t.Helper()
+	return pushArtifactOf(t, reg, "{}", files)
+}
+
+func pushArtifactOf(t *testing.T, reg *testRegistry, config string, files map[string]string) (ref, id string) {
+	t.Helper()
 	blob := func(body string) (digest.Digest, int) {
 		d := digest.FromString(body)
 		reg.pushBlob(t, "model", v1.Hash{Algorithm: "sha256", Hex: d.Encoded()}, []byte(body))
@@ -32,7 +37,7 @@ func pushArtifact(t *testing.T, reg *testRegistry, files map[string]string) (ref
 		}
 		layers = append(layers, fmt.Sprintf(`{"mediaType":"text/plain","digest":%q,"size":%d%s}`, d, n, annotations))
 	}
-	d, n := blob("{}")
+	d, n := blob(config)
 	body := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"artifactType":"application/vnd.example","config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":%d},"layers":[%s]}`,
 		types.OCIManifestSchema1, d, n, strings.Join(layers, ","))
 	reg.put(t, http.MethodPut, "/v2/model/manifests/v1", string(types.OCIManifestSchema1), []byte(body))

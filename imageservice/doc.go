@@ -28,6 +28,7 @@
 //	Root/layers/<diffID>/fs      a layer in overlayfs' form
 //	Root/layers/<chainID>.chain/fs  one that is right for one chain of layers only
 //	Root/layers/<manifest>.artifact/fs  the files of an OCI artifact (artifact.go)
+//	Root/layers/<manifest>.artifact/config  and its config, unless that is empty
 //	Root/layers/<...>/blob       as it was fetched, with Config.KeepLayerBlobs
 //	Root/containers/<id>/        upper, work and `layers`, which names the layers
 //	Root/containers/<id>/volumes/<imageID>/  the same of an image volume (volume.go)
