@@ -43,6 +43,7 @@
 //	tmp ──digests right──▶ layers, in memory, held by its pull
 //	    ──syncfs, record──▶ held by its image, and by each container mounted from it
 //	    ──its pull failed──▶ held by nobody for 15 minutes, for a retry
+//	    ──syncfs failed──▶ of no use to anybody, like all without a record (durable.go)
 //	    ──last of them gone──▶ out of memory ──▶ record dropped ──▶ trash ──▶ deleted
 //
 // One that depends on the layers below it waits in tmp (kept.go), for them to

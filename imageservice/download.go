@@ -125,46 +125,6 @@ func (s *Service) newImage(id string, raw []byte, config *manifest.Config, layer
 	return img, nil
 }
 
-// commit makes an image durable, then visible. It takes over the references
-// to the layers, also on an error.
-func (s *Service) commit(img *image, content map[digest.Digest][]byte, names []string) error {
-	err := s.sync() // without a lock: it may take seconds
-	if err == nil {
-		err = s.record(img, content, names)
-	}
-	if err != nil {
-		s.release(img.layers...)
-	}
-	return err
-}
-
-func (s *Service) record(img *image, content map[digest.Digest][]byte, names []string) error {
-	change := meta.Change{PutImage: &img.record, Content: content, PutNames: make(map[string]string)}
-	for _, n := range names {
-		change.PutNames[n] = img.ID
-	}
-	for _, l := range img.layers {
-		change.PutLayers = append(change.PutLayers, l.Layer)
-	}
-	s.change.Lock()
-	defer s.change.Unlock()
-	if err := s.meta.Update(change); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, l := range img.layers {
-		l.recorded = true
-	}
-	if old := s.images[img.ID]; old != nil { // pulled by another name meanwhile
-		s.releaseLocked(img.layers)
-		img = old
-	}
-	s.name(img.ID, names)
-	s.put(img)
-	return nil
-}
-
 func keys(layers []*storedLayer) []string {
 	keys := make([]string, len(layers))
 	for i, l := range layers {

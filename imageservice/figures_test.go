@@ -17,7 +17,12 @@ func checkFigures(t *testing.T, s *Service) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.sync(); err != nil { // blocks are given out when files are written
+	root, err := os.Open(s.cfg.Root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := syncfs(root); err != nil { // blocks are given out when files are written
 		t.Fatal(err)
 	}
 	bytes, inodes := onDisk(t, s.path(layersDir))

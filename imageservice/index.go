@@ -19,6 +19,7 @@ type storedLayer struct {
 	meta.Layer
 	refs      int
 	recorded  bool      // its record is on disk
+	lost      bool      // the disk has perhaps not taken it
 	keptUntil time.Time // while refs is 0
 }
 
@@ -175,7 +176,7 @@ func (s *Service) releaseLocked(layers []*storedLayer) {
 			continue
 		}
 		if l.refs--; l.refs == 0 {
-			if l.keptUntil = (time.Time{}); !l.recorded {
+			if l.keptUntil = (time.Time{}); !l.recorded && !l.lost {
 				l.keptUntil = time.Now().Add(keepFor)
 			}
 			s.idle = append(s.idle, l)

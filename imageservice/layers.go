@@ -215,7 +215,8 @@ func (s *Service) store(dir string, m meta.Layer, res *layer.Result) (*storedLay
 	s.change.Lock()
 	defer s.change.Unlock()
 	if l := s.hold(m.Key); l != nil { // completed by another pull meanwhile
-		return l, s.discard(dir)
+		s.discardLogged(dir)
+		return l, nil
 	}
 	if err := os.Rename(dir, s.path(layersDir, m.Key)); err != nil {
 		return nil, fmt.Errorf("storing layer: %w", err)

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -128,13 +129,18 @@ func (s *Service) fetchOnce(ctx context.Context, src source, found resolved, nam
 		return nil, err
 	}
 	defer done()
+	root, err := os.Open(s.cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
 	here, end := s.progress.transfer(found.id(), found.manifest.Layers)
 	defer end()
 	img, content, err := s.download(ctx, src, found, here)
 	if err != nil {
 		return nil, err
 	}
-	return img, s.commit(img, content, names)
+	return img, s.commit(img, content, names, root)
 }
 
 // renamed is rename of an image that was here a moment ago.

@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
@@ -275,18 +274,5 @@ func (s *Service) discard(path string) error {
 		return fmt.Errorf("discarding: %w", err)
 	}
 	wake(s.discarded)
-	return nil
-}
-
-// sync makes everything that was written to Root's file system durable.
-func (s *Service) sync() error {
-	dir, err := os.Open(s.cfg.Root)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return fmt.Errorf("writing %s to disk: %w", s.cfg.Root, err)
-	}
 	return nil
 }
