@@ -15,9 +15,10 @@
 //     nothing from the archive is ever a path on disk, and nothing is left when
 //     the daemon dies. Their digests are computed on the way; a blob that does
 //     not have the digest that it is named after is refused.
-//   - Only regular files and directories are taken, and symbolic links between
-//     layers named layer.tar, as older Docker wrote them, which are resolved in
-//     memory, one step. A name stands once, has no `..` and 512 bytes at most.
+//   - Only regular files and directories are taken, and symbolic links named
+//     layer.tar to another .tar, as older Docker, podman and skopeo write them,
+//     which are resolved in memory, one step. A name stands once, has no `..`
+//     and 512 bytes at most.
 //   - Bounded are the entries (65,536), the size of the uncompressed archive
 //     (by the caller), of each JSON document before it is read, the depth of
 //     indexes, and by package manifest the rest; it also reads the JSON.

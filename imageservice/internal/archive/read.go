@@ -222,7 +222,7 @@ func (a *Archive) entry(hdr *tar.Header, r io.Reader, buf []byte) error {
 	case tar.TypeSymlink:
 		target := path.Join(path.Dir(name), hdr.Linkname)
 		if len(hdr.Linkname) > maxName || path.IsAbs(hdr.Linkname) || !fs.ValidPath(target) ||
-			path.Base(name) != layerTar || path.Base(target) != layerTar {
+			path.Base(name) != layerTar || path.Ext(target) != ".tar" {
 			return fmt.Errorf("symbolic link to %.256q: %w", hdr.Linkname, errdefs.ErrInvalidArgument)
 		}
 		a.links[name] = target
