@@ -96,7 +96,7 @@ func TestRetryFetchesWhatIsMissing(t *testing.T) {
 func failOne(reg *testRegistry, bad v1.Hash, when func() bool) {
 	reg.intercept(func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 		if strings.HasSuffix(r.URL.Path, bad.String()) {
-			for range 1000 {
+			for range 12000 {
 				if when() {
 					break
 				}
@@ -265,4 +265,22 @@ func inMemory(t *testing.T, img v1.Image) (resolved, *memory) {
 		m.blobs[digest.FromBytes(body)] = body
 	}
 	return resolved{digest: digest.FromBytes(body), body: body, manifest: doc.Manifest}, m
+}
+
+// TestImageThatCameMeanwhile: who has not found an image, and asks for it when
+// it has come, gets that one.
+func TestImageThatCameMeanwhile(t *testing.T) {
+	needRoot(t)
+	found, src := inMemory(t, imageOf(t, gzipLayer(t, file("f", "x"))))
+	s := open(t, testConfig(t))
+	src.all.Add(1)
+	img, err := s.fetchImage(t.Context(), src, found, []string{"r.example/app:v1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(src.blobs)
+	again, err := s.fetchImage(t.Context(), src, found, []string{"r.example/app:v2"})
+	if err != nil || again.ID != img.ID || len(again.RepoTags) != 2 {
+		t.Errorf("%v, %v", again, err)
+	}
 }

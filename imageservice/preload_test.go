@@ -18,7 +18,7 @@ func startPreload(t *testing.T, cfg Config) *Service {
 	t.Helper()
 	s := open(t, cfg)
 	path := s.path(preloadFile)
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if _, err := os.Lstat(path); err == nil {
 			return s
 		}

@@ -88,7 +88,7 @@ func TestPulls(t *testing.T) {
 // eventually fails the test when something does not come about.
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
-	for range 1000 {
+	for range 6000 {
 		if is() {
 			return
 		}

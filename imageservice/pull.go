@@ -129,6 +129,12 @@ func (s *Service) fetchOnce(ctx context.Context, src source, found resolved, nam
 		return nil, err
 	}
 	defer done()
+	s.mu.RLock() // it may have come since the caller has looked
+	have := s.images[found.id()]
+	s.mu.RUnlock()
+	if have != nil {
+		return have, nil
+	}
 	root, err := os.Open(s.cfg.Root)
 	if err != nil {
 		return nil, err

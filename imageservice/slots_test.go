@@ -121,7 +121,7 @@ func TestPullsTakeTurns(t *testing.T) {
 			order = append(order, d)
 			first := len(order) == 1
 			mu.Unlock()
-			for i := 0; first && i < 5000 && !waiting(s, 9, 1); i++ {
+			for i := 0; first && i < 60000 && !waiting(s, 9, 1); i++ {
 				time.Sleep(time.Millisecond)
 			}
 		}
