@@ -150,7 +150,7 @@ func (w *whole) settled(t *testing.T, s *imageservice.Service, root string) {
 	slices.Sort(need)
 	need = slices.Compact(need)
 	var left string
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		tmp, trash, layers := names(t, root, "tmp"), names(t, root, "trash"), names(t, root, "layers")
 		if len(tmp)+len(trash) == 0 && slices.Equal(layers, need) {
 			return
