@@ -44,27 +44,26 @@ func (c credential) check() error {
 
 // keyring has the credentials of one pull.
 type keyring struct {
-	host, scheme string // that those of the pull are for; "" scheme: any
-	pull         credential
-	domain, name string
-	file         string
-	entries      []dockerEntry
+	scheme  string // that those of the pull are for; "": any
+	pull    credential
+	name    string
+	file    string
+	entries []dockerEntry
 }
 
 // newKeyring reads the pull's credentials and the Docker config file.
 func newKeyring(auth *runtimeapi.AuthConfig, file, domain, name string) (*keyring, error) {
-	k := &keyring{domain: domain, name: name, file: file}
+	k := &keyring{name: name, file: file}
 	var err error
 	if k.pull, err = parseAuth(auth); err != nil {
 		return nil, fmt.Errorf("credentials of the pull: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	k.host = canonical(endpoint(domain), "")
 	if address := auth.GetServerAddress(); address != "" {
 		scheme, host, _, err := splitAddress(address)
 		if err != nil {
 			return nil, fmt.Errorf("server_address of the pull's credentials is not an address: %w", errdefs.ErrInvalidArgument)
 		}
-		if host != k.host {
+		if host != canonical(endpoint(domain), scheme) {
 			k.pull = credential{} // for another registry: nobody's here
 		}
 		k.scheme = scheme

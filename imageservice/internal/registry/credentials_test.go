@@ -84,6 +84,7 @@ func TestKeyring(t *testing.T) {
 		{"r.example.com/x", "", &runtimeapi.AuthConfig{}, "all"},
 		{"r.example.com/x", "", at("r.example.com"), "mine"},
 		{"r.example.com/x", "", at("https://R.example.com:443/v2/"), "mine"},
+		{"r.example.com:80/x", "", at("http://r.example.com:80"), "mine"},
 		{"busybox", "", at("https://index.docker.io/v1/"), "mine"},
 		{"busybox", "", at("docker.io"), "mine"},
 		{"r.example.com/x", "", at("s.example.com"), "all"},
