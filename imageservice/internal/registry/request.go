@@ -44,7 +44,8 @@ func (r *Repository) hostsFor(caps capability) ([]*host, error) {
 }
 
 // each asks the hosts with the capability until one succeeds. The error is
-// that of the last, which is the registry itself, with what the others said.
+// that of the last, the registry itself unless another has failed before, with
+// what the others said.
 func (r *Repository) each(ctx context.Context, caps capability, try func(h *host, last bool) error) error {
 	hosts, err := r.hostsFor(caps)
 	if err != nil {
