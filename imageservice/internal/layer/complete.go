@@ -60,8 +60,11 @@ func (r *Result) Complete(ctx context.Context, rootFD, lowerFD int) error {
 		u.closeDirs()
 		return classify(err)
 	}
+	if err := u.finish(); err != nil {
+		return err
+	}
 	r.Bytes, r.Inodes, r.u = u.bytes, u.inodes, nil
-	return u.finish()
+	return nil
 }
 
 type completer struct {

@@ -251,6 +251,7 @@ func (u *unpacker) mkdir(parent *node, name string) (*node, error) {
 		if err := unix.Unlinkat(fd, name, 0); err != nil {
 			return nil, err
 		}
+		u.inodes--
 		opaque = true
 		err = unix.Mkdirat(fd, name, 0o755)
 	}
@@ -292,13 +293,19 @@ func (u *unpacker) remove(parent *node, name string) error {
 	if n != nil {
 		u.forget(n)
 	}
-	if n != nil && n.isDir() {
-		return tree.Remove(u.ctx, fd, name)
-	}
-	if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+	if n == nil || !n.isDir() {
+		if err = unix.Unlinkat(fd, name, 0); errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		u.replaced = true
 		return err
 	}
-	return nil
+	if unix.Unlinkat(fd, name, unix.AT_REMOVEDIR) == nil {
+		u.bytes, u.inodes = u.bytes-4096, u.inodes-1
+		return nil
+	}
+	u.replaced = true
+	return tree.Remove(u.ctx, fd, name)
 }
 
 func isWhiteout(fd int, name string) (bool, error) {

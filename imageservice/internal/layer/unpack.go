@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/tree"
 )
 
 // unpacker writes the entries of one tar into a directory.
@@ -26,6 +28,8 @@ type unpacker struct {
 	logical int64  // file sizes as the tar states them
 	bytes   uint64 // disk space
 	inodes  uint64
+	// replaced: files have been removed that bytes and inodes count.
+	replaced bool
 }
 
 // hardLink is an entry that waits for the layers below.
@@ -71,8 +75,13 @@ func (u *unpacker) unpack(r *linkReader) error {
 }
 
 // finish sets what later entries would have spoilt, and closes descriptors.
-func (u *unpacker) finish() error {
+func (u *unpacker) finish() (err error) {
 	defer u.closeDirs()
+	if u.replaced {
+		if u.bytes, u.inodes, err = tree.UsageAt(u.ctx, u.root.fd); err != nil {
+			return err
+		}
+	}
 	if u.root.listed {
 		if err := unix.Fchmod(u.root.fd, u.root.mode); err != nil {
 			return fmt.Errorf("setting mode %o: %w", u.root.mode, err)

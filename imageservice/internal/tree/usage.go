@@ -21,14 +21,31 @@ func Usage(ctx context.Context, path string) (bytes, inodes uint64, err error) {
 		return 0, 0, err
 	}
 	defer root.Close()
+	if bytes, inodes, err = usage(ctx, root); err != nil {
+		return 0, 0, fmt.Errorf("measuring %s: %w", path, err)
+	}
+	return bytes, inodes, nil
+}
+
+// UsageAt is Usage of an open directory.
+func UsageAt(ctx context.Context, dirfd int) (bytes, inodes uint64, err error) {
+	root, err := openIn(dirfd, ".", openDir)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer root.Close()
+	return usage(ctx, root)
+}
+
+func usage(ctx context.Context, root *os.File) (bytes, inodes uint64, err error) {
 	m := meter{ctx: ctx}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-		return 0, 0, &os.PathError{Op: "stat", Path: path, Err: err}
+		return 0, 0, err
 	}
 	m.add(&st)
 	if err := m.walk(root, 0); err != nil {
-		return 0, 0, fmt.Errorf("measuring %s: %w", path, err)
+		return 0, 0, err
 	}
 	for len(m.deep) > 0 {
 		last := m.deep[len(m.deep)-1]
@@ -41,7 +58,7 @@ func Usage(ctx context.Context, path string) (bytes, inodes uint64, err error) {
 		err = m.walk(dir, 0)
 		dir.Close()
 		if err != nil {
-			return 0, 0, fmt.Errorf("measuring %s: %w", path, err)
+			return 0, 0, err
 		}
 	}
 	return uint64(math.Round(m.bytes)), uint64(math.Round(m.inodes)), nil
