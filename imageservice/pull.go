@@ -65,7 +65,7 @@ func (s *Service) pull(ctx context.Context, named reference.Named, auth *runtime
 	start := time.Now()
 	this, end := s.progress.begin(ctx, named.String())
 	defer end()
-	repo, err := s.registry.Repository(ctx, named, auth)
+	repo, err := s.registry.Repository(named, auth)
 	if err != nil {
 		return nil, err
 	}

@@ -55,7 +55,7 @@ func TestBasicAuth(t *testing.T) {
 	}
 	name, _ := reference.ParseNormalizedNamed(s.host() + "/r")
 	for _, bad := range []*runtimeapi.AuthConfig{{Auth: "&&&"}, {Auth: "bm9jb2xvbg=="}} {
-		if _, err := (&Client{}).Repository(t.Context(), name, bad); !errdefs.IsInvalidArgument(err) {
+		if _, err := (&Client{}).Repository(name, bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}

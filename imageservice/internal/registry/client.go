@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -40,7 +39,7 @@ type Repository struct {
 
 // Repository prepares to fetch from the repository of a name. No request is
 // made yet. The caller closes it.
-func (c *Client) Repository(_ context.Context, name reference.Named, auth *runtimeapi.AuthConfig) (*Repository, error) {
+func (c *Client) Repository(name reference.Named, auth *runtimeapi.AuthConfig) (*Repository, error) {
 	r := &Repository{
 		name:    reference.Path(name),
 		domain:  reference.Domain(name),

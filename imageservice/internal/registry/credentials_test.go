@@ -106,7 +106,7 @@ func TestKeyring(t *testing.T) {
 		if c.host != "" {
 			cl.HostsDirs = []string{hostsDir(t, "_default", fmt.Sprintf("[host.%q]\n", c.host))}
 		}
-		r, err := cl.Repository(t.Context(), named, c.auth)
+		r, err := cl.Repository(named, c.auth)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +122,7 @@ func TestKeyring(t *testing.T) {
 func TestBrokenDockerConfig(t *testing.T) {
 	name, _ := reference.ParseNormalizedNamed("registry.example.com/r")
 	try := func(file string) error {
-		_, err := (&Client{DockerConfig: file}).Repository(t.Context(), name, nil)
+		_, err := (&Client{DockerConfig: file}).Repository(name, nil)
 		return err
 	}
 	for text, key := range map[string]string{

@@ -90,7 +90,7 @@ func TestBrokenHosts(t *testing.T) {
 	} {
 		t.Run(key, func(t *testing.T) {
 			dir := hostsDir(t, "registry.example.com", text)
-			_, err := (&Client{HostsDirs: []string{dir}}).Repository(t.Context(), name, nil)
+			_, err := (&Client{HostsDirs: []string{dir}}).Repository(name, nil)
 			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), filepath.Join(dir, "registry.example.com")) ||
 				!strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "p4ss") || len(err.Error()) > 1000 {
 				t.Errorf("%q: %v", text[:min(len(text), 80)], err)

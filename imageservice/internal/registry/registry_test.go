@@ -117,7 +117,7 @@ func repository(t testing.TB, c Client, host string, auth *runtimeapi.AuthConfig
 	if c.backoff == 0 {
 		c.backoff = time.Millisecond
 	}
-	r, err := c.Repository(t.Context(), name, auth)
+	r, err := c.Repository(name, auth)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,7 +198,7 @@ func TestMirrors(t *testing.T) {
 	}
 	name, _ := reference.ParseNormalizedNamed("registry.example.com/r")
 	bad := Client{HostsDirs: []string{hostsDir(t, "registry.example.com", "server = ")}}
-	if _, err := bad.Repository(t.Context(), name, nil); err == nil || !strings.Contains(err.Error(), "hosts.toml") {
+	if _, err := bad.Repository(name, nil); err == nil || !strings.Contains(err.Error(), "hosts.toml") {
 		t.Errorf("unreadable hosts.toml: %v", err)
 	}
 }
