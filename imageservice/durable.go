@@ -81,7 +81,7 @@ func (s *Service) distrust() {
 		}
 	}
 	for diffID := range s.parked {
-		dirs = append(dirs, s.unpark(diffID).dir)
+		dirs = append(dirs, s.giveUp(diffID))
 	}
 	s.mu.Unlock()
 	for _, dir := range dirs {

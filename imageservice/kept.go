@@ -2,8 +2,10 @@ package imageservice
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -22,6 +24,23 @@ type fetched struct {
 	result *layer.Result
 	until  time.Time // how long it is kept for somebody to claim it
 	disk   Usage
+	memory int // of Service.waiting
+}
+
+// maxWaiting bounds the memory of all layers that wait to be completed. A
+// single one is bounded by its limits; an image may have hundreds.
+const maxWaiting = 512 << 20
+
+// await makes room in memory for a layer that is to be parked.
+func (s *Service) await(dir string, res *layer.Result) (*fetched, error) {
+	f := &fetched{dir: dir, result: res, memory: res.Memory()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f.memory > maxWaiting-s.waiting {
+		return nil, fmt.Errorf("layers that wait for those below them take more than %d bytes of memory: %w", maxWaiting, errdefs.ErrResourceExhausted)
+	}
+	s.waiting += f.memory
+	return f, nil
 }
 
 // park makes a fetched layer one to be claimed.
@@ -35,6 +54,8 @@ func (s *Service) park(f *fetched, diffID digest.Digest) {
 		s.parked[diffID] = f
 		s.used.Bytes += f.disk.Bytes
 		s.used.Inodes += f.disk.Inodes
+	} else {
+		s.waiting -= f.memory
 	}
 	s.mu.Unlock()
 	if twice {
@@ -52,6 +73,14 @@ func (s *Service) unpark(diffID digest.Digest) *fetched {
 		s.used.Inodes -= f.disk.Inodes
 	}
 	return f
+}
+
+// giveUp takes a layer out that nobody has claimed. Its directory is left to
+// the caller. Called with mu held.
+func (s *Service) giveUp(diffID digest.Digest) (dir string) {
+	f := s.unpark(diffID)
+	s.waiting -= f.memory
+	return f.dir
 }
 
 // look finds what there is of a layer: it is stored and the caller gets a
@@ -83,10 +112,12 @@ func (s *Service) stored(w wanted) *storedLayer {
 	return s.layers[layerKey(w.diffID)]
 }
 
-// settle says that a claimed layer is stored, parked or gone.
-func (s *Service) settle(w wanted) {
+// settle says that a claimed layer is stored, parked or gone. memory is what it
+// no longer takes.
+func (s *Service) settle(w wanted, memory int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.waiting -= memory
 	close(s.claims[w.chainID])
 	delete(s.claims, w.chainID)
 }
@@ -158,7 +189,7 @@ func (s *Service) unneeded(now time.Time) (keys, dirs []string, next time.Durati
 	s.idle = kept
 	for diffID, f := range s.parked {
 		if !later(f.until) {
-			dirs = append(dirs, s.unpark(diffID).dir)
+			dirs = append(dirs, s.giveUp(diffID))
 		}
 	}
 	return keys, dirs, next

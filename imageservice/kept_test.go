@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -136,8 +137,8 @@ func TestKeptLayersGo(t *testing.T) {
 	none := func(names []string) {
 		t.Helper()
 		checkFigures(t, s)
-		if len(names) != 0 || s.used.Bytes != 0 || s.used.Inodes != 0 {
-			t.Errorf("left: %v, %v", names, s.used)
+		if len(names) != 0 || s.used != (Usage{}) || s.waiting != 0 {
+			t.Errorf("left: %v, %v, %d bytes of memory", names, s.used, s.waiting)
 		}
 	}
 	fail()
@@ -282,5 +283,27 @@ func TestImageThatCameMeanwhile(t *testing.T) {
 	again, err := s.fetchImage(t.Context(), src, found, []string{"r.example/app:v2"})
 	if err != nil || again.ID != img.ID || len(again.RepoTags) != 2 {
 		t.Errorf("%v, %v", again, err)
+	}
+}
+
+// TestWaitingLayersAreBounded: those of one image take more memory than any of
+// them may.
+func TestWaitingLayersAreBounded(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	img, _ := tenLayers(t)
+	ref := reg.push(t, "app", "latest", img)
+	s := open(t, testConfig(t))
+	s.waiting = maxWaiting // by another image
+	if err := pullError(t, s, ref); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("got %v", err)
+	}
+	if len(s.parked) != 0 || s.waiting != maxWaiting {
+		t.Errorf("%d layers wait with %d bytes", len(s.parked), s.waiting-maxWaiting)
+	}
+	s.waiting = 0
+	pull(t, s, ref)
+	if s.waiting != 0 {
+		t.Errorf("%d bytes afterwards", s.waiting)
 	}
 }

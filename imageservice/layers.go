@@ -150,7 +150,11 @@ func (s *Service) unpack(ctx context.Context, w wanted, open func(context.Contex
 		return nil, fmt.Errorf("layer %s: %w", w.blob.Digest, err)
 	}
 	if res.Dependent() {
-		s.park(&fetched{dir: dir, result: res}, w.diffID)
+		f, err := s.await(dir, res)
+		if err != nil {
+			return nil, err
+		}
+		s.park(f, w.diffID)
 		return nil, nil
 	}
 	return s.store(dir, meta.Layer{Key: layerKey(w.diffID), DiffID: w.diffID}, res)
@@ -160,12 +164,12 @@ func (s *Service) unpack(ctx context.Context, w wanted, open func(context.Contex
 // those fails, which is when failed ends. On an error it is parked again, or
 // gone when it was completed in part.
 func (s *Service) finish(ctx, failed context.Context, f *fetched, w wanted, below []*storedLayer, ready []chan struct{}) (*storedLayer, error) {
-	defer s.settle(w)
 	for _, c := range ready {
 		select {
 		case <-c:
 		case <-failed.Done():
 			s.park(f, w.diffID)
+			s.settle(w, 0)
 			return nil, context.Cause(failed)
 		}
 	}
@@ -173,6 +177,7 @@ func (s *Service) finish(ctx, failed context.Context, f *fetched, w wanted, belo
 	if err != nil {
 		s.discardLogged(f.dir)
 	}
+	s.settle(w, f.memory)
 	return l, err
 }
 

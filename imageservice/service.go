@@ -131,6 +131,7 @@ type Service struct {
 	idle       []*storedLayer                  // have been at no references; may be again in use
 	parked     map[digest.Digest]*fetched      // to be claimed, by diffID
 	claims     map[digest.Digest]chan struct{} // being completed, by chainID
+	waiting    int                             // bytes of memory of both
 	containers map[string]*container
 	used       Usage // of all layers
 	temps      uint64

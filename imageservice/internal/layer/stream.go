@@ -43,6 +43,14 @@ type Result struct {
 // Dependent says whether Complete must be called with the layers below.
 func (r *Result) Dependent() bool { return r.u != nil }
 
+// Memory is what a dependent layer takes until Complete, in bytes.
+func (r *Result) Memory() int {
+	if r.u == nil {
+		return 0
+	}
+	return r.u.memory
+}
+
 const (
 	bufferSize = 256 << 10
 	// buffersPerLink let one stage run ahead of the next by this much.
