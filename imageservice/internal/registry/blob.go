@@ -128,6 +128,9 @@ func (s *stream) try(p []byte) (int, error) {
 		}
 	}
 	n, err := s.body.Read(p[:min(int64(len(p)), s.end-s.off)])
+	if n > 0 && s.fresh == 0 {
+		s.route.gave(s.host)
+	}
 	if err == nil || s.off+int64(n) == s.end {
 		return n, nil
 	}
@@ -205,7 +208,6 @@ func (s *stream) open() error {
 		s.closeBody()
 		return err
 	}
-	s.route.answered(s.host)
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 type route struct {
 	mu    sync.Mutex
 	hosts []*host
-	first *host // that has answered with a part of the blob
+	first *host // that has given a byte of the blob
 }
 
 func (t *route) current() (h *host, last bool) {
@@ -23,8 +23,8 @@ func (t *route) current() (h *host, last bool) {
 	return t.hosts[0], len(t.hosts) == 1
 }
 
-// answered notes a host that a part of the blob comes from.
-func (t *route) answered(h *host) {
+// gave notes a host that bytes of the blob come from.
+func (t *route) gave(h *host) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.first == nil {
