@@ -60,7 +60,8 @@ func (f *flags) help(w io.Writer) {
 		if d := f.defaults[fl.Name]; d != "" {
 			text += " (default " + d + ")"
 		}
-		fmt.Fprintf(w, "  %-28s %s\n", strings.TrimSpace("--"+fl.Name+" "+value), text)
+		dashes := "--"[:min(2, len(fl.Name))] // -o
+		fmt.Fprintf(w, "  %-28s %s\n", strings.TrimSpace(dashes+fl.Name+" "+value), text)
 	})
 }
 

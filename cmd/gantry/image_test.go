@@ -27,6 +27,7 @@ func TestImageUsage(t *testing.T) {
 		{"image ls --help", exitOK, "--socket PATH", ""},
 		{"image load --help", exitOK, "FILE|DIR|-", ""},
 		{"image save --help", exitOK, "--gzip", ""},
+		{"image save --help", exitOK, "\n  -o FILE ", ""},
 		{"image rm --help", exitOK, "IMAGE...", ""},
 		{"image prune --help", exitOK, "--dry-run", ""},
 		{"image pull --help", exitOK, passwordEnv, ""},
