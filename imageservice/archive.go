@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -135,31 +136,39 @@ func (s *Service) unnamed() (*os.File, error) {
 // loadImage is the end of a pull, with an archive for the registry.
 func (s *Service) loadImage(ctx context.Context, a *archive.Archive, from archived) (*image, error) {
 	start := time.Now()
-	for attempt := 0; ; attempt++ {
-		s.mu.RLock()
-		have := s.images[from.id()]
-		s.mu.RUnlock()
-		if have != nil {
-			return s.renamed(have.ID, from.names)
-		}
-		img, err := s.fetchImage(ctx, a, from.resolved, from.names)
-		switch {
-		case err == nil:
-			klog.FromContext(ctx).Info("Loaded image", "names", from.names, "imageID", img.ID, "digest", from.digest,
-				"bytes", size(from.manifest.Layers), "layers", len(from.manifest.Layers), "duration", time.Since(start))
-			return img, nil
-		case attempt == maxJoins || ctx.Err() != nil || !ofRegistry(err):
-			return nil, err
-		}
+	s.mu.RLock()
+	have := s.images[from.id()]
+	s.mu.RUnlock()
+	if have != nil {
+		return s.renamed(have.ID, from.names)
 	}
+	img, err := s.fetchImage(ctx, a, from.resolved, from.names)
+	if err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Loaded image", "names", from.names, "imageID", img.ID, "digest", from.digest,
+		"bytes", size(from.manifest.Layers), "layers", len(from.manifest.Layers), "duration", time.Since(start))
+	return img, nil
 }
 
-// maxJoins is how many pulls a load may join that then fail.
-const maxJoins = 3
+// ofArchive is an error of what was to come from an archive.
+type ofArchive struct{ error }
 
-// ofRegistry tells errors that no archive has. They come from a pull of the
-// same image or layer that was under way, so that this call has joined it.
-func ofRegistry(err error) bool {
-	return errdefs.IsUnavailable(err) || errdefs.IsNotFound(err) || errdefs.IsUnauthorized(err) ||
-		errdefs.IsPermissionDenied(err) || errdefs.IsAborted(err)
+func (e ofArchive) Unwrap() error { return e.error }
+
+// ofSource marks an error by where the work took from.
+func ofSource(src source, err error) error {
+	if _, ok := src.(*archive.Archive); ok && err != nil {
+		return ofArchive{err}
+	}
+	return err
+}
+
+// another says whether work that failed for somebody else, whom this call has
+// joined, is to be done from src: no registry's failure is that of a load, and
+// no load's that of a pull.
+func another(src source, err error) bool {
+	_, load := src.(*archive.Archive)
+	var of ofArchive
+	return load || errors.As(err, &of)
 }

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"k8s.io/klog/v2"
 	"k8s.io/klog/v2/ktesting"
@@ -77,15 +78,23 @@ func TestLoadOutlivesPull(t *testing.T) {
 }
 
 // A pull that waits for what a load was to bring does not fail with it, whether
-// it has joined the whole image or one layer.
+// it has joined the whole image or one layer, and whether the load is given up
+// or its archive is wrong.
 func TestPullOutlivesLoad(t *testing.T) {
 	needRoot(t)
-	shared := gzipLayer(t, file("f", "x"))
+	shared := plainLayer(t, file("f", "needle"))
 	img := imageOf(t, shared, gzipLayer(t, file("g", "y")))
-	for name, pulled := range map[string]v1.Image{"image": img, "layer": imageOf(t, shared)} {
+	good := dockerArchive(t, map[string]v1.Image{"r.example/x:1": img})
+	wrong := bytes.ReplaceAll(good, []byte("needle"), []byte("NEEDLE"))
+	for name, c := range map[string]struct {
+		pulled  v1.Image
+		archive []byte
+	}{
+		"image, given up": {img, good}, "layer, given up": {imageOf(t, shared), good},
+		"image, wrong": {img, wrong}, "layer, wrong": {imageOf(t, shared), wrong},
+	} {
 		t.Run(name, func(t *testing.T) {
-			found, src := inMemory(t, pulled)
-			archive := dockerArchive(t, map[string]v1.Image{"r.example/x:1": img})
+			found, src := inMemory(t, c.pulled)
 			cfg := testConfig(t)
 			cfg.MaxDownloads = 1
 			synctest.Test(t, func(t *testing.T) {
@@ -99,9 +108,11 @@ func TestPullOutlivesLoad(t *testing.T) {
 					t.Fatal(err)
 				}
 				var all sync.WaitGroup
-				ctx, cancel := context.WithCancel(t.Context())
+				ctx, giveUp := context.WithCancel(t.Context())
+				defer giveUp()
 				all.Go(func() {
-					if err := s.Load(ctx, bytes.NewReader(archive), func(string, []string) {}); !errors.Is(err, context.Canceled) {
+					err := s.Load(ctx, bytes.NewReader(c.archive), func(string, []string) {})
+					if givenUp := ctx.Err() != nil; givenUp != errors.Is(err, context.Canceled) || givenUp == errdefs.IsDataLoss(err) {
 						t.Errorf("load: %v", err)
 					}
 				})
@@ -112,7 +123,9 @@ func TestPullOutlivesLoad(t *testing.T) {
 					}
 				})
 				synctest.Wait() // and this for the load
-				cancel()
+				if &c.archive[0] == &good[0] {
+					giveUp()
+				}
 				synctest.Wait()
 				s.slots.release()
 				all.Wait()

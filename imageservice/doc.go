@@ -19,7 +19,8 @@
 //
 // Whatever is under way is under way once (internal/flight): a reference with
 // the same credentials, an image, a layer. A caller that gives up takes nothing
-// from the others; the last one returns when everything is undone.
+// from the others; the last one returns when everything is undone. A load and a
+// pull that meet share what comes, but no failure.
 //
 // # Files
 //

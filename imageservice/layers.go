@@ -2,7 +2,6 @@ package imageservice
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,7 +11,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/gantry-cri/gantry/imageservice/internal/archive"
 	"github.com/gantry-cri/gantry/imageservice/internal/layer"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 )
@@ -55,10 +53,11 @@ func (s *Service) obtain(ctx context.Context, src source, w wanted) (*storedLaye
 		mine := false
 		l, release, err := s.fetches.Do(ctx, layerKey(w.diffID), func(ctx context.Context) (*storedLayer, error) {
 			mine = true
-			return s.fetch(ctx, src, w)
+			l, err := s.fetch(ctx, src, w)
+			return l, ofSource(src, err)
 		})
-		if err != nil && ctx.Err() == nil && !mine && errors.Is(err, archive.ErrClosed) {
-			continue // it was to come from an archive whose load was given up
+		if err != nil && ctx.Err() == nil && !mine && another(src, err) {
+			continue
 		}
 		if err != nil {
 			return nil, nil, err

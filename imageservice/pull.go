@@ -20,7 +20,6 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 	"k8s.io/klog/v2"
 
-	"github.com/gantry-cri/gantry/imageservice/internal/archive"
 	"github.com/gantry-cri/gantry/imageservice/internal/manifest"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 	"github.com/gantry-cri/gantry/imageservice/internal/registry"
@@ -109,17 +108,17 @@ func (s *Service) fetchImage(ctx context.Context, src source, found resolved, na
 		mine := false
 		img, release, err := s.downloads.Do(ctx, found.id(), func(ctx context.Context) (*image, error) {
 			mine = true
-			return s.fetchOnce(ctx, src, found, names)
+			img, err := s.fetchOnce(ctx, src, found, names)
+			return img, ofSource(src, err)
 		})
 		wake(s.pulled)
 		if err == nil {
 			release()
 			return s.renamed(img.ID, names)
 		}
-		if ctx.Err() != nil || mine || !errors.Is(err, archive.ErrClosed) {
+		if ctx.Err() != nil || mine || !another(src, err) {
 			return nil, err
 		}
-		// It came from an archive whose load was given up. This one is not.
 	}
 }
 

@@ -120,8 +120,8 @@ func (a *Archive) Close() error {
 	return a.file.Close()
 }
 
-// ErrClosed is of what is asked of an archive that nobody uses any more.
-var ErrClosed = fmt.Errorf("the archive is closed: %w", errdefs.ErrUnavailable)
+// errClosed is of what is asked of an archive that nobody uses any more.
+var errClosed = fmt.Errorf("the archive is closed: %w", errdefs.ErrUnavailable)
 
 // Blob returns a document.
 func (a *Archive) Blob(_ context.Context, desc ocispec.Descriptor) ([]byte, error) {
@@ -130,7 +130,7 @@ func (a *Archive) Blob(_ context.Context, desc ocispec.Descriptor) ([]byte, erro
 		return nil, err
 	}
 	if !a.Use() {
-		return nil, fmt.Errorf("document %s: %w", desc.Digest, ErrClosed)
+		return nil, fmt.Errorf("document %s: %w", desc.Digest, errClosed)
 	}
 	defer a.Close()
 	return a.document(desc.Digest.String(), e)
@@ -140,7 +140,7 @@ func (a *Archive) Blob(_ context.Context, desc ocispec.Descriptor) ([]byte, erro
 func (a *Archive) Open(_ context.Context, desc ocispec.Descriptor) io.ReadCloser {
 	e, err := a.blob(desc)
 	if err == nil && !a.Use() {
-		err = fmt.Errorf("blob %s: %w", desc.Digest, ErrClosed)
+		err = fmt.Errorf("blob %s: %w", desc.Digest, errClosed)
 	}
 	if err != nil {
 		return io.NopCloser(&failed{err})

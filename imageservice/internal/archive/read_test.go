@@ -176,10 +176,10 @@ func TestCloseWhileOpen(t *testing.T) {
 	if _, err := a.file.Stat(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("the file is still open: %v", err)
 	}
-	if _, err := io.ReadAll(a.Open(t.Context(), a.Images[0].Manifest.Layers[0])); !errors.Is(err, ErrClosed) || !errdefs.IsUnavailable(err) {
+	if _, err := io.ReadAll(a.Open(t.Context(), a.Images[0].Manifest.Layers[0])); !errors.Is(err, errClosed) || !errdefs.IsUnavailable(err) {
 		t.Errorf("read of a closed archive: %v", err)
 	}
-	if _, err := a.Blob(t.Context(), a.Images[0].Manifest.Config); !errors.Is(err, ErrClosed) {
+	if _, err := a.Blob(t.Context(), a.Images[0].Manifest.Config); !errors.Is(err, errClosed) {
 		t.Errorf("document of a closed archive: %v", err)
 	}
 	a.users.Store(1) // for the clean-up
