@@ -44,7 +44,8 @@ An image named by a tag has this tag in it, one named by its id or digest all it
 has. Layers that were not kept as pulled ([images] keep_layer_blobs) are made
 anew from their files; the image then has another id in the archive.`, 1, -1, imageSave},
 		{"rm", " [FLAGS] IMAGE...", "remove images", `Removes images with all their names. Containers that run from one run on.`, 1, -1, imageRemove},
-		{"prune", " [FLAGS]", "remove images that no container uses", `Removes the images that no container uses, running or not, and that are not pinned.`, 0, 0, imagePrune},
+		{"prune", " [FLAGS]", "remove images that no container uses", `Removes the images that no container uses, running or not, as its own or as a
+volume, and that are not pinned.`, 0, 0, imagePrune},
 		{"pull", " [FLAGS] IMAGE", "fetch an image from its registry", `Fetches an image as the kubelet would, and prints its id.`, 1, 1, imagePull},
 		{"pulls", " [FLAGS]", "list pulls under way", "Lists the pulls that are under way, also the kubelet's.", 0, 0, imagePulls},
 	}

@@ -159,9 +159,9 @@ func imagePrune(f *flags) func(*imageCall) error {
 	}
 }
 
-// unused are the images that no container is made from and that are not pinned.
-// The images are listed first: a container that is made meanwhile is seen, and
-// one of an image that is pulled meanwhile does not matter.
+// unused are the images that no container is made from or has mounted, and that
+// are not pinned. The images are listed first: a container that is made meanwhile
+// is seen, and one of an image that is pulled meanwhile does not matter.
 func (c *imageCall) unused() ([]*runtimeapi.Image, error) {
 	images, err := c.images()
 	if err != nil {
@@ -174,6 +174,13 @@ func (c *imageCall) unused() ([]*runtimeapi.Image, error) {
 	used := make(map[string]bool)
 	for _, ctr := range resp.GetContainers() {
 		used[ctr.GetImageRef()], used[ctr.GetImageId()], used[ctr.GetImage().GetImage()] = true, true, true
+		resp, err := c.client.ContainerStatus(c.ctx, &runtimeapi.ContainerStatusRequest{ContainerId: ctr.GetId()})
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range resp.GetStatus().GetMounts() { // image volumes
+			used[m.GetImage().GetImage()] = true
+		}
 	}
 	return slices.DeleteFunc(images, func(img *runtimeapi.Image) bool {
 		names := slices.Concat([]string{img.GetId()}, img.GetRepoTags(), img.GetRepoDigests())

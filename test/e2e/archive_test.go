@@ -219,12 +219,16 @@ func TestPrune(t *testing.T) {
 		t.Errorf("digests %q", got)
 	}
 	n.mustImage("load", dockerArchive(t, "registry.invalid/unused:1", shellImage(t, 2)))
+	n.mustImage("load", dockerArchive(t, "registry.invalid/mounted:1", shellImage(t, 3)))
 	p := n.runPod("pod", hostNetwork)
-	p.run("c", forever, func(c *runtimeapi.ContainerConfig) { c.Image.Image = offline })
+	p.run("c", forever, func(c *runtimeapi.ContainerConfig) {
+		c.Image.Image = offline
+		c.Mounts = append(c.Mounts, volume("/volume", n.image("registry.invalid/mounted:1").GetId(), ""))
+	})
 	if got := n.mustImage("prune", "--dry-run"); !strings.HasPrefix(got, "would remove registry.invalid/unused:1 (") || n.image("registry.invalid/unused:1") == nil {
 		t.Errorf("prune --dry-run: %q", got)
 	}
-	if got := n.mustImage("prune"); !strings.HasPrefix(got, "removed registry.invalid/unused:1 (") || n.image("registry.invalid/unused:1") != nil || n.image(offline) == nil {
+	if got := n.mustImage("prune"); !strings.HasPrefix(got, "removed registry.invalid/unused:1 (") || n.image("registry.invalid/unused:1") != nil || n.image(offline) == nil || n.image("registry.invalid/mounted:1") == nil {
 		t.Errorf("prune: %q, images: %s", got, n.mustImage("ls"))
 	}
 }
