@@ -53,7 +53,8 @@ type Config struct {
 	// names, "" means docker.io.
 	ShortNames string
 	// DockerConfig is a file in the form of Docker's config.json, with
-	// credentials for pulls that bring none. "" and an absent file: none.
+	// credentials for pulls that bring none and of mirrors. "" and an absent
+	// file: none.
 	DockerConfig string
 	// PreloadDir has image archives that Open loads. "" and absent: none.
 	PreloadDir string
