@@ -37,6 +37,9 @@ type progress struct {
 	pulls     []*pulling
 	transfers map[string]*transfer // by image id
 	reads     map[digest.Digest]*atomic.Int64
+
+	arrived atomic.Int64  // bytes of blobs, since the last of
+	enough  chan struct{} // wakes who is to know every writeBackEvery bytes
 }
 
 type pulling struct {
@@ -114,7 +117,7 @@ func (p *progress) transfer(id string, blobs []ocispec.Descriptor) (done func(i 
 
 // count counts the bytes of a blob as they are read.
 func (p *progress) count(blob digest.Digest, r io.ReadCloser) io.ReadCloser {
-	c := &counter{ReadCloser: r}
+	c := &counter{ReadCloser: r, all: p}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.reads == nil {
@@ -134,12 +137,17 @@ func (p *progress) count(blob digest.Digest, r io.ReadCloser) io.ReadCloser {
 type counter struct {
 	io.ReadCloser
 	n   atomic.Int64
+	all *progress
 	end func()
 }
 
 func (c *counter) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
 	c.n.Add(int64(n))
+	if c.all.arrived.Add(int64(n)) >= writeBackEvery {
+		c.all.arrived.Store(0)
+		wake(c.all.enough)
+	}
 	return n, err
 }
 

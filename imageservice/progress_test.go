@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -138,5 +139,30 @@ func TestProgressOfOneBlobReadTwice(t *testing.T) {
 	second.Close()
 	if len(p.reads) != 0 {
 		t.Error("a count is left")
+	}
+}
+
+func TestWhatArrivesIsWrittenBack(t *testing.T) {
+	p := progress{enough: make(chan struct{}, 1)}
+	read := func(n int) bool {
+		r := p.count(digest.FromString("x"), io.NopCloser(strings.NewReader(strings.Repeat("x", n))))
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-p.enough:
+			return true
+		default:
+			return false
+		}
+	}
+	if read(writeBackEvery - 1) {
+		t.Error("woken too early")
+	}
+	if !read(1) { // of another blob
+		t.Error("not woken")
+	}
+	if read(writeBackEvery / 2) {
+		t.Error("woken again too early")
 	}
 }

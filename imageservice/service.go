@@ -187,6 +187,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		reclaim:    make(chan struct{}, 1),
 		discarded:  make(chan struct{}, 1),
 		pulled:     make(chan struct{}, 1),
+		progress:   progress{enough: make(chan struct{}, 1)},
 		measure:    make(chan struct{}, 1),
 		images:     make(map[string]*image),
 		names:      make(map[string]string),
@@ -206,6 +207,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	s.stop, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.work.Go(s.reclaimLoop)
 	s.work.Go(s.trashLoop)
+	s.work.Go(s.writeBackLoop)
 	s.work.Go(s.afterPulls)
 	s.work.Go(s.measureLoop)
 	s.work.Go(s.preload)
