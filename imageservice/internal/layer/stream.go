@@ -52,7 +52,10 @@ func (r *Result) Memory() int {
 }
 
 const (
-	bufferSize = 256 << 10
+	// bufferSize times those under way in a few layers at once should fit into
+	// the processors' caches: with 256 KiB ten layers took 0.92 s, with 64 KiB
+	// 0.64 s (on two cores with 1 MiB each), with 32 KiB longer again.
+	bufferSize = 64 << 10
 	// buffersPerLink let one stage run ahead of the next by this much.
 	buffersPerLink = 4
 )
