@@ -2,8 +2,9 @@
 # Makes a Debian machine able to build Gantry and to run a pod: installs what is missing and nothing else, says
 # what it does, and is done at once when nothing is missing.
 #   Debian packages (as root): busybox-static for the test images; gcc and libc6-dev for Go's race detector, with
-#   libseccomp-dev and pkg-config when runc has to be built; e2fsprogs and xfsprogs for the disks whose power the
-#   tests cut; umoci, whose unpacking is compared with Gantry's; make, git, procps and ca-certificates.
+#   libseccomp-dev and pkg-config when runc has to be built; make, git, procps and ca-certificates. With the
+#   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, and umoci, whose unpacking
+#   is compared with Gantry's.
 #   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,8 +40,10 @@ static_busybox() { [[ -x /bin/busybox ]] && ! ldd /bin/busybox; }
 need_go
 install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "make=command -v make" \
 	"git=command -v git" "procps=command -v pgrep" "busybox-static=static_busybox" \
-	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h" \
-	"e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci"
+	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
+if [[ ${1:-} == test ]]; then
+	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci"
+fi
 if [[ -z $(find_runc) ]]; then
 	install_packages "libseccomp-dev=test -e /usr/include/seccomp.h" "pkg-config=command -v pkg-config"
 	hack/build.sh runc

@@ -20,7 +20,7 @@ for stage in "${stages[@]}"; do
 done
 
 need_root
-hack/install-deps.sh && hack/build.sh || exit 1
+hack/install-deps.sh test && hack/build.sh || exit 1
 GANTRY_TEST_RUNTIME=$(find_runc) # for the packages' own tests; the harness asks find_runc itself
 export GANTRY_TEST_RUNTIME PATH=$PATH:$PWD/bin
 
