@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/imageservice/internal/guard"
 	"github.com/gantry-cri/gantry/imageservice/internal/layer"
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 )
@@ -172,7 +173,11 @@ func (s *Service) finish(ctx, failed context.Context, f *fetched, w wanted, belo
 			return nil, context.Cause(failed)
 		}
 	}
-	l, err := s.complete(ctx, f, w, below)
+	var l *storedLayer
+	err := guard.Run(ctx, func() (err error) {
+		l, err = s.complete(ctx, f, w, below)
+		return err
+	})
 	if err != nil {
 		s.discardLogged(f.dir)
 	}

@@ -2,12 +2,15 @@
 //
 // Unlike x/sync/singleflight the work belongs to nobody: it goes on as long as
 // one caller waits, is cancelled when the last one has given up, and that last
-// one returns only after it has ended, so that nothing is left under way.
+// one returns only after it has ended, so that nothing is left under way. A
+// panic is an error of those who wait.
 package flight
 
 import (
 	"context"
 	"sync"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/guard"
 )
 
 // Group is a set of pieces of work under way, by key. Its zero value is ready.
@@ -85,7 +88,10 @@ func (g *Group[T]) join(ctx context.Context, key string, work func(context.Conte
 	}
 	g.calls[key] = c
 	go func() {
-		c.value, c.err = work(ctx)
+		c.err = guard.Run(ctx, func() (err error) {
+			c.value, err = work(ctx)
+			return err
+		})
 		cancel()
 		g.mu.Lock()
 		delete(g.calls, key)

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+
+	"github.com/containerd/errdefs"
 )
 
 func TestOnceForAll(t *testing.T) {
@@ -109,4 +111,16 @@ func TestLastCancelWaitsForTheEndAndTheNextStartsAnew(t *testing.T) {
 			t.Errorf("next got %d", v)
 		}
 	})
+}
+
+func TestPanicIsAnError(t *testing.T) {
+	var g Group[int]
+	if _, _, err := g.Do(t.Context(), "k", func(context.Context) (int, error) { panic("boom") }); !errdefs.IsInternal(err) {
+		t.Errorf("%v", err)
+	}
+	v, release, err := g.Do(t.Context(), "k", func(context.Context) (int, error) { return 1, nil })
+	if err != nil || v != 1 {
+		t.Fatalf("afterwards: %d, %v", v, err)
+	}
+	release()
 }

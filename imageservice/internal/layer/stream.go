@@ -15,6 +15,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/gantry-cri/gantry/imageservice/internal/guard"
 )
 
 // Source is the blob of a layer and what is known of it beforehand.
@@ -69,11 +71,12 @@ func Unpack(ctx context.Context, src Source, rootFD int, limits Limits) (*Result
 	files.free = raw.free // buffers go through the hash stage and come back
 
 	blobHash, tarHash := sha256.New(), sha256.New()
-	group.Go(func() error { return fetch(ctx, src, blobHash, blob) })
-	group.Go(func() error { return inflate(blob, raw, limits.Bytes) })
-	group.Go(func() error { return raw.hash(tarHash, files) })
+	start := func(stage func() error) { group.Go(func() error { return guard.Run(ctx, stage) }) }
+	start(func() error { return fetch(ctx, src, blobHash, blob) })
+	start(func() error { return inflate(blob, raw, limits.Bytes) })
+	start(func() error { return raw.hash(tarHash, files) })
 	u := newUnpacker(ctx, rootFD, limits, buffers.Get().(*[bufferSize]byte)[:])
-	group.Go(func() error {
+	start(func() error {
 		r := &linkReader{link: files}
 		if err := u.unpack(r); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -147,3 +148,21 @@ func (s stuck) Read([]byte) (int, error) {
 }
 
 func (stuck) Close() error { return nil }
+
+type faulty struct{}
+
+func (faulty) Read([]byte) (int, error) { panic("boom") }
+func (faulty) Close() error             { return nil }
+
+// A fault in one stage ends the others and is an error of this layer alone.
+func TestPanicIsAnError(t *testing.T) {
+	root, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	src := Source{Open: func(context.Context) (io.ReadCloser, error) { return faulty{}, nil }, Size: 1}
+	if _, err := Unpack(t.Context(), src, int(root.Fd()), Limits{}); !errdefs.IsInternal(err) {
+		t.Errorf("%v", err)
+	}
+}
