@@ -15,7 +15,7 @@ func TestRun(t *testing.T) {
 	if err := Run(t.Context(), func() error { return own }); err != own {
 		t.Error(err)
 	}
-	if err := Run(t.Context(), func() error { var m map[string]int; m["x"] = 1; return nil }); !errdefs.IsInternal(err) {
+	if err := Run(t.Context(), func() error { panic("boom") }); !errdefs.IsInternal(err) {
 		t.Error(err)
 	}
 }
