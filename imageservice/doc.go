@@ -9,10 +9,13 @@
 // reference leads to (internal/verify). All layers are then fetched at once,
 // Config.MaxDownloads at a time over all pulls, which take turns (slots.go);
 // each is one pipeline from the HTTP body to files (internal/layer) and
-// becomes visible when all its digests were right. A pull
-// ends with syncfs and one bbolt transaction (internal/meta), after which the
-// image is in memory for all to see. An image that is unchanged at the
-// registry costs one HEAD request.
+// becomes visible when all its digests were right. Meanwhile what was written
+// goes to the disk already (durable.go). A pull ends with syncfs and one bbolt
+// transaction (internal/meta), after which the image is in memory for all to
+// see. An image that is unchanged at the registry costs one HEAD request, or,
+// where programs are to agree to it, its manifests.
+//
+// A panic on what has come refuses that image only (internal/guard).
 //
 // An archive (Load, internal/archive) goes the same road: spooled to a file in
 // tmp that has no name, it stands where the registry does.

@@ -54,22 +54,27 @@ func Dir(name string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755}}
 }
 
+// File is a regular file.
 func File(name, body string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644}, Body: body}
 }
 
+// Sym is a symbolic link.
 func Sym(name, target string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}}
 }
 
+// Hard is a hard link; target is a name in the tar.
 func Hard(name, target string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o777}}
 }
 
+// Fifo is a named pipe.
 func Fifo(name string) Entry {
 	return Entry{Header: tar.Header{Typeflag: tar.TypeFifo, Name: name, Mode: 0o600}}
 }
 
+// Device is a device, of the kind that a type flag of tar says.
 func Device(name string, kind byte, major, minor int64) Entry {
 	return Entry{Header: tar.Header{Typeflag: kind, Name: name, Mode: 0o600, Devmajor: major, Devminor: minor}}
 }
