@@ -165,5 +165,7 @@ func (c *core) nodeFor(h Handler) ocispec.Node {
 	n := c.node
 	n.OCIVersion = h.Features.OCIVersion
 	n.RecursiveReadOnly = h.Features.RecursiveReadOnly
+	n.Annotations = h.filter
+	n.CgroupWritable = h.CgroupWritable
 	return n
 }

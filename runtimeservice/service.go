@@ -35,8 +35,19 @@ type Config struct {
 // Handler is a runtime handler: a name of the configuration and the OCI runtime behind it.
 type Handler struct {
 	Name, Path string
-	Features   sandbox.Features // as probed at start
-	Err        error            // why it cannot run pods; nil if it can
+	Root       string   // its state directory; "" = sandbox's default
+	Options    []string // further global options of its command line
+
+	// Annotations is the allow-list that [ocispec.NewAnnotationFilter] takes.
+	Annotations []string
+
+	PrivilegedWithoutHostDevices bool // privileged containers get the devices of others
+	CgroupWritable               bool // /sys/fs/cgroup is writable in unprivileged containers, on version 2
+
+	Features sandbox.Features // as probed at start
+	Err      error            `json:"-"` // why it cannot run pods; nil if it can
+
+	filter ocispec.AnnotationFilter
 }
 
 // Service is the RuntimeService. [Open] makes it; its methods are the RPCs.
@@ -86,6 +97,11 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
+	}
+	for i, h := range cfg.Handlers {
+		if cfg.Handlers[i].filter, err = ocispec.NewAnnotationFilter(h.Annotations, h.Features.UnsafeAnnotations); err != nil {
+			return nil, fmt.Errorf("annotations of runtime handler %q: %w", h.Name, err)
+		}
 	}
 	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), host: host, images: images, networks: networks}
 	if c.node, err = nodeFacts(ctx, cfg, host); err != nil {

@@ -18,12 +18,21 @@ import (
 // for a runtime without the "features" command ask for it.
 const OldestOCIVersion = "1.0.2"
 
-// Features is what an OCI runtime says that it can do. The zero value but for
-// OCIVersion is a runtime that says nothing.
+// Features is what an OCI runtime says that it can do (runtime-spec,
+// features.md). Of a runtime that is not Known only OCIVersion is set, to the
+// oldest: what else it can do is not known.
 type Features struct {
-	OCIVersion        string // newest that it understands
-	RecursiveReadOnly bool   // the mount option "rro"
+	Known      bool   // it has the command "features"
+	OCIVersion string // newest that it understands
+
+	Namespaces        []string // as in the spec: "user", "cgroup", "time", ...
+	RecursiveReadOnly bool     // the mount option "rro"
 	IDMappedMounts    bool
+
+	CgroupV1, CgroupV2, CgroupSystemd bool
+	Seccomp, AppArmor, SELinux        bool
+
+	UnsafeAnnotations []string // that change what it does on the node; one that ends in "." is a prefix
 }
 
 const (
@@ -57,14 +66,31 @@ func ProbeRuntime(ctx context.Context, path string) (Features, error) {
 	if err := json.Unmarshal(out.Bytes(), &f); err != nil {
 		return Features{}, fmt.Errorf("%s features: %w", path, err)
 	}
-	got := Features{OCIVersion: f.OCIVersionMax, RecursiveReadOnly: slices.Contains(f.MountOptions, "rro")}
+	return parseFeatures(f), nil
+}
+
+func parseFeatures(f features.Features) Features {
+	got := Features{
+		Known: true, OCIVersion: f.OCIVersionMax, RecursiveReadOnly: slices.Contains(f.MountOptions, "rro"),
+		UnsafeAnnotations: f.PotentiallyUnsafeConfigAnnotations,
+	}
 	if got.OCIVersion == "" {
 		got.OCIVersion = OldestOCIVersion
 	}
-	if l := f.Linux; l != nil && l.MountExtensions != nil && l.MountExtensions.IDMap != nil && l.MountExtensions.IDMap.Enabled != nil {
-		got.IDMappedMounts = *l.MountExtensions.IDMap.Enabled
+	l := f.Linux
+	if l == nil {
+		return got
 	}
-	return got, nil
+	is := func(b *bool) bool { return b != nil && *b }
+	got.Namespaces = l.Namespaces
+	got.IDMappedMounts = l.MountExtensions != nil && l.MountExtensions.IDMap != nil && is(l.MountExtensions.IDMap.Enabled)
+	if c := l.Cgroup; c != nil {
+		got.CgroupV1, got.CgroupV2, got.CgroupSystemd = is(c.V1), is(c.V2), is(c.Systemd)
+	}
+	got.Seccomp = l.Seccomp != nil && is(l.Seccomp.Enabled)
+	got.AppArmor = l.Apparmor != nil && is(l.Apparmor.Enabled)
+	got.SELinux = l.Selinux != nil && is(l.Selinux.Enabled)
+	return got
 }
 
 // limitWriter fails when more than n bytes have been written to b.

@@ -154,7 +154,9 @@ func (c *configFlags) runtimes(f *flags) {
 			if cfg.Runtimes == nil {
 				cfg.Runtimes = map[string]config.Runtime{}
 			}
-			cfg.Runtimes[name] = config.Runtime{Path: path}
+			r := cfg.Runtimes[name]
+			r.Path = path
+			cfg.Runtimes[name] = r
 		})
 		return nil
 	})

@@ -90,7 +90,11 @@ func probeHandlers(ctx context.Context, cfg config.Config) []runtimeservice.Hand
 	var out []runtimeservice.Handler
 	missing := cfg.Missing()
 	for _, name := range slices.Sorted(maps.Keys(cfg.Runtimes)) {
-		h := runtimeservice.Handler{Name: name, Path: cfg.Runtimes[name].Path, Err: missing[name]}
+		r := cfg.Runtimes[name]
+		h := runtimeservice.Handler{
+			Name: name, Path: r.Path, Root: r.Root, Options: r.Options, Annotations: r.Annotations,
+			PrivilegedWithoutHostDevices: r.PrivilegedWithoutHostDevices, CgroupWritable: r.CgroupWritable, Err: missing[name],
+		}
 		if h.Err == nil {
 			h.Features, h.Err = sandbox.ProbeRuntime(ctx, h.Path)
 		}

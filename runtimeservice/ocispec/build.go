@@ -49,6 +49,9 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 		return nil, nil, err
 	}
 	warnings = append(warnings, more...)
+	if spec.Annotations, err = n.Annotations.apply(p.Config.GetAnnotations(), c.Config.GetAnnotations()); err != nil {
+		return nil, nil, err
+	}
 	if err := checkContainerSpec(n, spec, sc.GetPrivileged()); err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}

@@ -23,7 +23,8 @@
 //
 // # What never reaches the spec
 //
-// Annotations and labels of pod, image and container; hooks; sysctls (they
+// Labels; annotations of the image, and those of pod and container that the
+// handler's list does not name ([AnnotationFilter]); hooks; sysctls (they
 // belong to the pod's namespaces and are written there, see
 // [ValidateSysctls]); host paths or programs named by the image. The
 // invariants that every spec meets, whatever was asked, are checked by one

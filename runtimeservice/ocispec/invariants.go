@@ -68,8 +68,10 @@ func checkIsolation(n Node, s *specs.Spec) error {
 	switch {
 	case !path.IsAbs(s.Root.Path) || path.Clean(s.Root.Path) != s.Root.Path || s.Root.Path == "/":
 		return fmt.Errorf("root file system %q", s.Root.Path)
-	case s.Hooks != nil || len(s.Annotations) > 0 || len(s.Linux.Sysctl) > 0:
-		return errors.New("hooks, annotations or sysctls")
+	case s.Hooks != nil || len(s.Linux.Sysctl) > 0:
+		return errors.New("hooks or sysctls")
+	case !n.Annotations.allows(s.Annotations):
+		return errors.New("annotations that the handler does not allow")
 	case s.Hostname != "" || s.Domainname != "":
 		return errors.New("a host name, which is the pod's")
 	case n.Systemd && strings.Count(s.Linux.CgroupsPath, ":") != 2,

@@ -42,6 +42,9 @@ type Node struct {
 	// fifth of what the OCI runtime needs to start a process, for nothing.
 	NoX32 bool
 
+	Annotations    AnnotationFilter // which ones the handler's OCI runtime is given
+	CgroupWritable bool             // unprivileged containers too may write to /sys/fs/cgroup, on version 2
+
 	SeccompRoot       string // localhost/NAME in the deprecated profile field is a file below it; "" = only absolute paths
 	RecursiveReadOnly bool   // the OCI runtime has the mount option rro and the kernel has mount_setattr(2)
 }

@@ -26,6 +26,7 @@ const policy = `
 	sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
 	cri, cri/streaming, cri/transfer, runtimeservice, imageservice, sandbox, sandbox/..., cni < cmd/gantry
 	cmd/gantry/config < cmd/gantry
+	runtimeservice/ocispec < cmd/gantry/config
 	cmd/..., cri/..., runtimeservice/..., imageservice/..., sandbox/..., cni/... < test/...
 
 	google.golang.org/grpc/... < cri/..., test/...

@@ -32,6 +32,7 @@ type Config struct {
 	SeccompDir     string `toml:"seccomp_dir" comment:"Where localhost seccomp profiles with a relative name lie."`
 	LogLevel       int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
 
+	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
 	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
 
 	CNI      CNI                `toml:"cni" comment:"Networks by CNI plugins. The first configuration of conf_dir by name is used, and read anew when it changes."`
@@ -88,7 +89,13 @@ type ImageLimits struct {
 
 // Runtime is an OCI runtime.
 type Runtime struct {
-	Path string `toml:"path" comment:"The binary: an absolute path, or a name to be looked for in PATH."`
+	Path        string   `toml:"path" comment:"The binary: an absolute path, or a name to be looked for in PATH."`
+	Root        string   `toml:"root" comment:"Where it keeps the state of its containers, its own. Default: runtimes/NAME in run."`
+	Options     []string `toml:"options" comment:"Further global options of its command line, each as --NAME or --NAME=VALUE."`
+	Annotations []string `toml:"annotations" comment:"Annotations of pods and containers that are passed on to it: the whole key, or PREFIX/* for every key that begins with PREFIX/."`
+
+	PrivilegedWithoutHostDevices bool `toml:"privileged_without_host_devices" comment:"Give privileged containers no more devices than others."`
+	CgroupWritable               bool `toml:"cgroup_writable" comment:"Let containers write to /sys/fs/cgroup below their own cgroup. On cgroup version 2 only."`
 }
 
 const defaultBridge = "gantry0"
@@ -102,6 +109,7 @@ func Default() Config {
 		ShmSize:            64 << 20,
 		SeccompDir:         "/var/lib/kubelet/seccomp",
 		LogLevel:           2,
+		CDISpecDirs:        []string{"/etc/cdi", "/var/run/cdi"},
 		RegistryConfigDirs: []string{"/etc/gantry/certs.d", "/etc/containerd/certs.d"},
 		CNI:                CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network: Network{

@@ -44,9 +44,10 @@ run = "/run/a"
 bin_dirs = ["/one", "/two"]
 [runtimes.gvisor]
 path = "runsc"
+options = ["--debug"]
 `,
 		"c[1].toml.d/20.toml":      "log_level = 4\nregistry_config_dirs = []\n",
-		"c[1].toml.d/10.toml":      "log_level = 3\nshm_size = \"128MiB\"\n[cni]\nbin_dirs = [\"/three\"]\n[images]\npinned = [\"a*\"]\n",
+		"c[1].toml.d/10.toml":      "log_level = 3\nshm_size = \"128MiB\"\n[cni]\nbin_dirs = [\"/three\"]\n[images]\npinned = [\"a*\"]\n[runtimes.gvisor]\nannotations = [\"dev.gvisor/*\"]\n",
 		"c[1].toml.d/.30.toml":     "log_level = 9\n",
 		"c[1].toml.d/readme.md":    "no TOML",
 		"c[1].toml.d/30.toml.save": "log_level = 9\n",
@@ -62,7 +63,9 @@ path = "runsc"
 	want.LogLevel, want.ShmSize, want.RegistryConfigDirs = 4, 128<<20, nil
 	want.CNI.BinDirs, want.Images.Pinned = []string{"/three"}, []string{"a*"}
 	want.Images.PreloadDir = "/flag/preload"
-	want.Runtimes = map[string]Runtime{"gvisor": {Path: filepath.Join(dir, "bin/runsc")}}
+	want.Runtimes = map[string]Runtime{"gvisor": {
+		Path: filepath.Join(dir, "bin/runsc"), Root: "/run/a/runtimes/gvisor", Options: []string{"--debug"}, Annotations: []string{"dev.gvisor/*"},
+	}}
 	want.DefaultRuntime = "gvisor"
 	want.Network.Table = "gantry"
 	if diff := cmp.Diff(want, got, compare); diff != "" {
@@ -177,6 +180,14 @@ func valid(t *testing.T) Config {
 	return c
 }
 
+func options(list ...string) func(*Config) {
+	return func(c *Config) { c.Runtimes["a"] = Runtime{Path: "/x", Options: list} }
+}
+
+func annotations(list ...string) func(*Config) {
+	return func(c *Config) { c.Runtimes["a"] = Runtime{Path: "/x", Annotations: list} }
+}
+
 func TestValidate(t *testing.T) {
 	for _, tt := range []struct {
 		change func(*Config)
@@ -198,6 +209,21 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Runtimes["runc"] = Runtime{Path: "/etc"} }, []string{"not a regular file"}},
 		{func(c *Config) { c.Runtimes["runc"] = Runtime{Path: "runc"} }, []string{"not in PATH"}},
 		{func(c *Config) { c.Runtimes["x"] = Runtime{Path: "./x"} }, []string{`runtimes.x.path = "./x"`, "absolute"}},
+		{func(c *Config) {
+			c.Runtimes["a"], c.Runtimes["b"] = Runtime{Path: "/x", Root: "/r"}, Runtime{Path: "/x", Root: "/r"}
+		}, []string{`runtimes.b.root = "/r"`, "root of runtime a too"}},
+		{func(c *Config) { c.Runtimes["a"] = Runtime{Path: "/x", Root: "r/"} }, []string{`runtimes.a.root = "r/"`, "absolute"}},
+		{options("--debug", "-debug"), []string{`runtimes.a.options = "-debug"`, "--NAME=VALUE"}},
+		{options("kill"), []string{`"kill"`, "--NAME"}},
+		{options("--systemd-cgroup"), []string{`"--systemd-cgroup"`, "cgroup_driver"}},
+		{options("--root=/x"), []string{`"--root=/x"`, "runtimes.NAME.root"}},
+		{options("--log=a\nb"), []string{"--NAME"}},
+		{options(make([]string, 33)...), []string{"33", "more than 32"}},
+		{annotations("a/b", "*"), []string{"runtimes.a.annotations", `"*"`, "PREFIX/*"}},
+		{annotations("a/b*"), []string{`"a/b*"`}},
+		{annotations("run.oci.handler"), []string{`"run.oci.handler"`, "CVE-2024-3154", "remove it"}},
+		{annotations("org.systemd.property.*"), []string{`"org.systemd.property.*"`}},
+		{func(c *Config) { c.CDISpecDirs = []string{"cdi"} }, []string{`cdi_spec_dirs[0] = "cdi"`}},
 		{func(c *Config) { c.Runtimes["runc"] = Runtime{} }, []string{"runtimes.runc.path", "give the path"}},
 		{func(c *Config) { c.Runtimes["a/b"] = c.Runtimes["runc"] }, []string{"a/b", "rename"}},
 		{func(c *Config) { c.DefaultRuntime = "kata" }, []string{`default_runtime = "kata"`, "(runc)"}},

@@ -143,9 +143,13 @@ func (c *Config) settle(dirs []string) {
 	for name, r := range c.Runtimes {
 		if r.Path != "" && !strings.Contains(r.Path, "/") {
 			if path := find(r.Path, dirs); path != "" {
-				c.Runtimes[name] = Runtime{Path: path}
+				r.Path = path
 			}
 		}
+		if r.Root == "" && c.Run != "" {
+			r.Root = filepath.Join(c.Run, "runtimes", name)
+		}
+		c.Runtimes[name] = r
 	}
 	if c.DefaultRuntime == "" {
 		names := append([]string{"runc", "crun"}, slices.Sorted(maps.Keys(c.Runtimes))...)

@@ -3,21 +3,18 @@ package config
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 )
 
 const maxSocketPath = 107 // unix(7), sun_path
 
 var (
-	handlerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
-	linkName    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
-	tableName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	linkName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
+	tableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
 )
 
 // Validate checks what `gantry serve` needs. It joins all errors, each of which
@@ -49,6 +46,9 @@ func (c Config) checkPaths() (errs []error) {
 	for i, dir := range c.CNI.BinDirs {
 		absolute(fmt.Sprintf("cni.bin_dirs[%d]", i), dir)
 	}
+	for i, dir := range c.CDISpecDirs {
+		absolute(fmt.Sprintf("cdi_spec_dirs[%d]", i), dir)
+	}
 	for i, dir := range c.RegistryConfigDirs {
 		absolute(fmt.Sprintf("registry_config_dirs[%d]", i), dir)
 	}
@@ -76,57 +76,6 @@ func program(path string) error {
 		return errors.New("is no absolute path")
 	}
 	return executable(path)
-}
-
-func (c Config) checkRuntimes() (errs []error) {
-	if len(c.Runtimes) == 0 {
-		return []error{errors.New("runtimes: neither runc nor crun is installed; install one, or name one with --runtime NAME=PATH or [runtimes.NAME] path")}
-	}
-	names := slices.Sorted(maps.Keys(c.Runtimes))
-	for _, name := range names {
-		key := "runtimes." + name + ".path"
-		if !handlerName.MatchString(name) {
-			errs = append(errs, fmt.Errorf("runtimes.%q: a runtime's name has up to 63 letters, digits, \".\", \"_\" and \"-\"; rename it", name))
-		}
-		switch path := c.Runtimes[name].Path; {
-		case path == "":
-			errs = append(errs, wrong(key, path, "give the path of the OCI runtime"))
-		case strings.Contains(path, "/") && !filepath.IsAbs(path):
-			errs = append(errs, wrong(key, path, "give an absolute path, or a name to be looked for in PATH"))
-		case name == c.DefaultRuntime:
-			if err := c.missing(name); err != nil {
-				errs = append(errs, err)
-			}
-		}
-	}
-	if _, ok := c.Runtimes[c.DefaultRuntime]; !ok {
-		errs = append(errs, wrong("default_runtime", c.DefaultRuntime, "is none of the runtimes (%s); name one of them", strings.Join(names, ", ")))
-	}
-	return errs
-}
-
-// Missing are the runtimes other than the default one whose program cannot be
-// executed, by name, each with an error that says what to do. Only pods that
-// ask for one of them fail; the node and its other pods go on.
-func (c Config) Missing() map[string]error {
-	out := map[string]error{}
-	for name := range c.Runtimes {
-		if err := c.missing(name); err != nil && name != c.DefaultRuntime {
-			out[name] = err
-		}
-	}
-	return out
-}
-
-func (c Config) missing(name string) error {
-	key, path := "runtimes."+name+".path", c.Runtimes[name].Path
-	if !strings.Contains(path, "/") {
-		return wrong(key, path, "is not in PATH; install it or give its absolute path")
-	}
-	if err := program(path); err != nil {
-		return wrong(key, path, "%v; install it or correct the path", err)
-	}
-	return nil
 }
 
 func (n Network) check() (errs []error) {
