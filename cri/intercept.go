@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -90,15 +91,24 @@ func seconds(n int64) time.Duration {
 	return time.Duration(min(max(n, 0), century)) * time.Second
 }
 
-// stream is around the calls whose answer is a stream. They end when the server stops.
+// lists reports whether a stream is a list in parts, which ends by itself.
+func lists(rpc string) bool { return strings.HasPrefix(rpc, "Stream") }
+
+// stream is around the calls whose answer is a stream. They end when the server
+// stops; a list also when its time is over, so that a client that has stopped
+// reading does not keep what is left of it for ever.
 func (e edge) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	rpc := path.Base(info.FullMethod)
 	logger := e.logger.WithValues("rpc", rpc)
 	ctx, cancel := context.WithCancel(klog.NewContext(ss.Context(), logger))
 	defer cancel()
+	if _, has := ctx.Deadline(); !has && lists(rpc) {
+		ctx, cancel = context.WithTimeout(ctx, e.deadline)
+		defer cancel()
+	}
 	defer context.AfterFunc(e.stopping, cancel)()
 	began := time.Now()
-	err := toStatus(guard(logger, rpc, func() error { return handler(srv, &checkedStream{ss, ctx}) }))
+	err := toStatus(guard(logger, rpc, func() error { return handler(srv, &checkedStream{ss, ctx, logger, rpc}) }))
 	if e.stopping.Err() != nil && status.Code(err) == codes.Canceled {
 		err = status.Error(codes.Unavailable, "gantry is stopping; connect again")
 	}
@@ -109,7 +119,9 @@ func (e edge) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 // checkedStream validates the request of a stream and carries its context.
 type checkedStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx    context.Context
+	logger klog.Logger
+	rpc    string
 }
 
 func (s *checkedStream) Context() context.Context { return s.ctx }
@@ -119,6 +131,19 @@ func (s *checkedStream) RecvMsg(m any) error {
 		return err
 	}
 	return toStatus(validate(m))
+}
+
+// SendMsg ends with the stream's context even if the client does not read. What
+// is still being sent then is cut off by gRPC when the handler returns.
+func (s *checkedStream) SendMsg(m any) error {
+	sent := make(chan error, 1)
+	go func() { sent <- guard(s.logger, s.rpc, func() error { return s.ServerStream.SendMsg(m) }) }()
+	select {
+	case err := <-sent:
+		return err
+	case <-s.ctx.Done():
+		return context.Cause(s.ctx)
+	}
 }
 
 // guard turns a panic of one call into its error: one bad request must not

@@ -32,6 +32,7 @@ type services struct {
 	pull   func(context.Context) error
 	list   func() ([]*runtimeapi.Image, error)
 	events func(context.Context) error
+	stream func(runtimeapi.RuntimeService_StreamContainersServer) error
 }
 
 func (s *services) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
@@ -49,6 +50,10 @@ func (s *services) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*
 
 func (s *services) GetContainerEvents(_ *runtimeapi.GetEventsRequest, ss runtimeapi.RuntimeService_GetContainerEventsServer) error {
 	return s.events(ss.Context())
+}
+
+func (s *services) StreamContainers(_ *runtimeapi.StreamContainersRequest, ss runtimeapi.RuntimeService_StreamContainersServer) error {
+	return s.stream(ss)
 }
 
 // instance is a server on a socket of its own and its clients.
@@ -339,6 +344,50 @@ func TestGracefulStop(t *testing.T) {
 	wg.Wait()
 	if err := in.end(); err != nil || !finished.Load() {
 		t.Errorf("Serve: %v, call finished: %v", err, finished.Load())
+	}
+}
+
+// A list in parts has a deadline, also against a client that does not read; events have none. A panic ends one stream and no more.
+func TestStreams(t *testing.T) {
+	ended := make(chan error, 1)
+	in := startServer(t, Config{Deadline: 50 * time.Millisecond}, &services{
+		stream: func(ss runtimeapi.RuntimeService_StreamContainersServer) error {
+			if _, has := ss.Context().Deadline(); !has {
+				t.Error("a list in parts has no deadline")
+			}
+			var err error
+			for err == nil {
+				err = ss.Send(&runtimeapi.StreamContainersResponse{Containers: []*runtimeapi.Container{{Id: strings.Repeat("x", 1<<20)}}})
+			}
+			ended <- err
+			return err
+		},
+		events: func(ctx context.Context) error {
+			if _, has := ctx.Deadline(); has {
+				t.Error("events have a deadline")
+			}
+			panic("no events today")
+		},
+	})
+	list, err := in.runtime.StreamContainers(t.Context(), &runtimeapi.StreamContainersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the handler gets %v", err)
+	}
+	for err == nil {
+		_, err = list.Recv()
+	}
+	if status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a client that reads too late gets %v", err)
+	}
+	events, err := in.runtime.GetContainerEvents(t.Context(), &runtimeapi.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := events.Recv(); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "no events today") {
+		t.Errorf("a panic in a stream: %v", err)
 	}
 }
 

@@ -57,7 +57,7 @@ func TestExitOfAnotherStart(t *testing.T) {
 		{told: 0, runs: 8, want: lifecycle.ContainerExited}, // lost, not told by the supervisor
 	} {
 		t.Run(fmt.Sprintf("%d for %d", tt.told, tt.runs), func(t *testing.T) {
-			c := &container{state: lifecycle.ContainerStarting, exited: make(chan struct{})}
+			c := &container{pod: &pod{}, state: lifecycle.ContainerStarting, exited: make(chan struct{})}
 			c.early = &sandbox.Exit{PID: tt.told, Code: 3, At: time.Unix(9, 0)}
 			if err := (&containers{}).started(c, tt.runs, 5); err != nil || c.state != tt.want || c.early != nil {
 				t.Errorf("%v, %v; want %v", c.state, err, tt.want)

@@ -280,9 +280,7 @@ func (s *core) dropContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	s.index.removeContainer(c)
-	c.mu.Lock()
-	c.state = lifecycle.ContainerGone
-	c.mu.Unlock()
+	c.end()
 	return c.closeGroup()
 }
 

@@ -185,9 +185,7 @@ func (s *containers) forgetContainer(ctx context.Context, c *container, undo *ro
 		klog.FromContext(ctx).Error(err, "Roll-back of a container is incomplete, it stays as exited until it is removed", "container", c.id)
 		return errors.Join(err, s.abandonContainer(c, err))
 	}
-	c.mu.Lock()
-	c.state = lifecycle.ContainerGone
-	c.mu.Unlock()
+	c.end()
 	s.index.removeContainer(c)
 	return nil
 }

@@ -25,6 +25,7 @@
 //	  └ core.cgroupsMu
 //	    └ pod.recordMu, container.recordMu
 //	      └ index.mu, pod.mu, container.mu (never two of these at once)
+//	        └ feed.mu
 //
 // An operation writes its intent (lifecycle's states in -ing), changes the
 // world, writes the result. recover.go is what start-up makes of intents.

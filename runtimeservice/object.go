@@ -55,6 +55,7 @@ type pod struct {
 	own        sandbox.Namespaces
 	createdAt  int64
 	bootID     string
+	feed       *feed
 
 	op opLock // see doc.go
 	// made is closed when RunPodSandbox has ended, well or not.
@@ -96,11 +97,22 @@ func (p *pod) mustBeReady() error {
 	return nil
 }
 
-// end makes the pod one that is not in the books any more.
-func (p *pod) end() {
+// set gives the pod a state and tells of what the CRI shows of that.
+func (p *pod) set(next lifecycle.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.state = lifecycle.PodGone
+	before, was := shownPod(p.state)
+	after, is := shownPod(next)
+	p.state = next
+	switch {
+	case was && !is:
+		p.feed.tell(p, p.id, eventDeleted)
+	case !is || was && before == after:
+	case after == runtimeapi.PodSandboxState_SANDBOX_READY:
+		p.feed.tell(p, p.id, eventCreated, eventStarted)
+	default:
+		p.feed.tell(p, p.id, eventStopped)
+	}
 }
 
 // containerKey is what makes a container the same in a retried CreateContainer.
@@ -189,9 +201,36 @@ func (c *container) onLocked(e lifecycle.ContainerEvent) error {
 	if err != nil {
 		return refusal("container", c.id, err)
 	}
+	c.setLocked(next)
+	return nil
+}
+
+// end makes the container one that is not in the books any more.
+func (c *container) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setLocked(lifecycle.ContainerGone)
+}
+
+// setLocked gives the container a state and tells of what the CRI shows of
+// that. c.mu is held; who changes more than the state does so under the same
+// lock, for the event is made when it is free.
+func (c *container) setLocked(next lifecycle.Container) {
 	if next == lifecycle.ContainerExited && c.state != lifecycle.ContainerExited {
 		close(c.exited)
 	}
+	before, was := shownContainer(c.state)
+	after, is := shownContainer(next)
 	c.state = next
-	return nil
+	switch {
+	case was && !is:
+		c.pod.feed.tell(c.pod, c.id, eventDeleted)
+	case !is || was && before == after:
+	case after == runtimeapi.ContainerState_CONTAINER_CREATED:
+		c.pod.feed.tell(c.pod, c.id, eventCreated)
+	case after == runtimeapi.ContainerState_CONTAINER_RUNNING:
+		c.pod.feed.tell(c.pod, c.id, eventStarted)
+	default:
+		c.pod.feed.tell(c.pod, c.id, eventStopped)
+	}
 }

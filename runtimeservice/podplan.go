@@ -193,7 +193,7 @@ func (s *pods) newPod(req *runtimeapi.RunPodSandboxRequest, plan podPlan) (*pod,
 	}
 	return &pod{
 		id: newID(), key: keyOfPod(req.GetConfig()), handler: req.GetRuntimeHandler(), config: req.GetConfig(), configJSON: configJSON,
-		own: plan.sandbox.Namespaces, createdAt: s.index.now(), bootID: s.bootID,
+		own: plan.sandbox.Namespaces, createdAt: s.index.now(), bootID: s.bootID, feed: s.feed,
 		op: newOpLock(), made: make(chan struct{}), state: lifecycle.PodCreating,
 	}, nil
 }

@@ -121,7 +121,7 @@ func (s *pods) forgetPod(ctx context.Context, p *pod, undo *rollback.Stack) erro
 		klog.FromContext(ctx).Error(err, "Roll-back of a pod is incomplete, it stays as not ready until it is removed", "pod", klog.KRef(p.key.namespace, p.key.name), "podID", p.id)
 		return errors.Join(err, s.abandonPod(p))
 	}
-	p.end()
+	p.set(lifecycle.PodGone)
 	s.index.removePod(p)
 	return nil
 }
@@ -131,9 +131,7 @@ func (c *core) abandonPod(p *pod) error {
 	c.index.freePodKey(p)
 	err := c.commitPod(p, lifecycle.PodStop)
 	if err != nil { // the record says Creating, of which the next start makes the same
-		p.mu.Lock()
-		p.state = lifecycle.PodStopping
-		p.mu.Unlock()
+		p.set(lifecycle.PodStopping)
 	}
 	return err
 }
@@ -161,9 +159,7 @@ func (c *core) commitPod(p *pod, e lifecycle.PodEvent) error {
 	if err := c.podStore.Put(p.id, rec); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.state = next
-	p.mu.Unlock()
+	p.set(next)
 	return nil
 }
 
@@ -316,6 +312,6 @@ func (s *pods) dropPod(ctx context.Context, p *pod) error {
 		return err
 	}
 	s.index.removePod(p)
-	p.end()
+	p.set(lifecycle.PodGone)
 	return nil
 }

@@ -59,12 +59,24 @@ func (s *pods) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxSta
 	if err != nil {
 		return nil, err
 	}
+	// From before the first is read: to the kubelet a time that is not zero says
+	// that the statuses are complete and none is older.
 	resp := &runtimeapi.PodSandboxStatusResponse{Timestamp: time.Now().UnixNano()}
-	rec := p.snapshot()
-	state, shown := shownPod(rec.State)
-	if !shown {
+	var shown bool
+	if resp.Status, shown = p.status(); !shown {
 		return nil, fmt.Errorf("pod sandbox %q is still being made: %w", req.GetPodSandboxId(), errdefs.ErrNotFound)
 	}
+	resp.ContainersStatuses = s.statuses(p)
+	if req.GetVerbose() {
+		resp.Info, err = s.podInfo(p, p.getState())
+	}
+	return resp, err
+}
+
+// status is the pod's status as it is now; shown is false before it is made and after it was removed.
+func (p *pod) status() (st *runtimeapi.PodSandboxStatus, shown bool) {
+	rec := p.snapshot()
+	state, shown := shownPod(rec.State)
 	ns := p.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if ns == nil { // the defaults, spelled out: the kubelet compares them
 		ns = &runtimeapi.NamespaceOption{}
@@ -77,20 +89,22 @@ func (s *pods) PodSandboxStatus(_ context.Context, req *runtimeapi.PodSandboxSta
 		}
 		network.AdditionalIps = append(network.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
 	}
-	resp.Status = &runtimeapi.PodSandboxStatus{
+	return &runtimeapi.PodSandboxStatus{
 		Id: p.id, Metadata: p.config.GetMetadata(), State: state, CreatedAt: p.createdAt, Network: network,
 		Linux:  &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: ns}},
 		Labels: p.config.GetLabels(), Annotations: p.config.GetAnnotations(), RuntimeHandler: p.handler,
-	}
-	for _, c := range s.index.allContainers(p) {
-		if st, shown := c.status(); shown {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, st)
+	}, shown
+}
+
+// statuses is the status of each of the pod's containers, oldest first.
+func (c *core) statuses(p *pod) []*runtimeapi.ContainerStatus {
+	var all []*runtimeapi.ContainerStatus
+	for _, ctr := range c.index.allContainers(p) {
+		if st, shown := ctr.status(); shown {
+			all = append(all, st)
 		}
 	}
-	if req.GetVerbose() {
-		resp.Info, err = s.podInfo(p, rec.State)
-	}
-	return resp, err
+	return all
 }
 
 // podInfo is the verbose part of PodSandboxStatus, in the form that crictl and

@@ -103,7 +103,7 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 	}
 	p := &pod{
 		id: id, key: keyOfPod(cfg), handler: rec.Handler, config: cfg, configJSON: rec.Config, own: own,
-		createdAt: rec.CreatedAt, bootID: rec.BootID, op: newOpLock(), made: make(chan struct{}),
+		createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
 		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups,
 	}
 	close(p.made)

@@ -75,6 +75,7 @@ type core struct {
 	cfg      Config
 	bootID   string
 	index    *index
+	feed     *feed
 	podStore *store.Dir[store.Pod]
 	ctrStore *store.Dir[store.Container]
 	host     *sandbox.Host
@@ -103,7 +104,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 			return nil, fmt.Errorf("annotations of runtime handler %q: %w", h.Name, err)
 		}
 	}
-	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), host: host, images: images, networks: networks}
+	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks}
 	if c.node, err = nodeFacts(ctx, cfg, host); err != nil {
 		return nil, err
 	}
