@@ -5,6 +5,7 @@
 #   libseccomp-dev and pkg-config when runc has to be built; make, git, procps and ca-certificates. With the
 #   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, and umoci, whose unpacking
 #   is compared with Gantry's.
+#   With vm qemu, Debian's cloud kernel and the programs that the virtual machine of hack/test-vm.sh has.
 #   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,6 +44,11 @@ install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "m
 	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
 if [[ ${1:-} == test ]]; then
 	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci"
+fi
+if [[ ${1:-} == vm ]]; then
+	install_packages "qemu-system-x86=command -v qemu-system-x86_64" "linux-image-cloud-amd64=ls /boot/vmlinuz-*-cloud-amd64" \
+		"kmod=command -v modprobe" "cpio=command -v cpio" "e2fsprogs=command -v mke2fs" "crun=command -v crun" \
+		"apparmor=command -v apparmor_parser" "iproute2=command -v ip" "nftables=command -v nft" "util-linux=command -v ipcmk"
 fi
 if [[ -z $(find_runc) ]]; then
 	install_packages "libseccomp-dev=test -e /usr/include/seccomp.h" "pkg-config=command -v pkg-config"

@@ -89,7 +89,15 @@ func TestCRIConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := harness.New(t, harness.Config{Registry: harness.Registry(t)})
+	cfg := harness.Config{Registry: harness.Registry(t)}
+	if name := os.Getenv("CRITEST_RUNTIME"); name != "" {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Flags = []string{"--runtime", name + "=" + path, "--default-runtime", name}
+	}
+	i := harness.New(t, cfg)
 	specs := runSuite(t, i, binary, rules)
 
 	passed, failed, skipped := 0, 0, map[string]int{}

@@ -121,12 +121,21 @@ func sameOptions(a, b string) bool {
 	return slices.Equal(x, y)
 }
 
+// goHome moves the caller back, but not what it has started in the cgroups.
+func (e *enclosure) goHome() error {
+	var errs []error
+	for _, home := range e.homes {
+		errs = append(errs, join(home))
+	}
+	return errors.Join(errs...)
+}
+
 // leave moves the caller back and removes the cgroups. A process that is still in one of them is an error.
 func (e *enclosure) leave() error {
-	var errs []error
+	errs := []error{e.goHome()}
 	for _, t := range e.trees {
-		if home, ok := e.homes[t.mount]; ok {
-			errs = append(errs, join(home), removeCgroups(filepath.Join(t.mount, e.name)))
+		if _, ok := e.homes[t.mount]; ok {
+			errs = append(errs, removeCgroups(filepath.Join(t.mount, e.name)))
 		}
 	}
 	return errors.Join(errs...)

@@ -100,6 +100,11 @@ func runIsolated() (code int, err error) {
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
+	// The child's own go on to a leaf; of a v2 group that has processes no other could get a controller.
+	if err := cgroups.goHome(); err != nil {
+		_ = cmd.Process.Kill()
+		return 0, errors.Join(fmt.Errorf("leaving the tests' cgroups: %w", err), cmd.Wait())
+	}
 	go func() {
 		for s := range signals {
 			_ = cmd.Process.Signal(s) // the child may be gone; Wait tells

@@ -43,9 +43,10 @@ var benchmarks = []struct {
 
 // builder keeps the layers that images share.
 type builder struct {
-	guest []byte
-	base  v1.Layer
-	seed  uint64
+	guest   []byte
+	base    v1.Layer // busybox
+	servers v1.Layer // the guest program under the names of nginx, httpd and pause
+	seed    uint64
 }
 
 func newBuilder(ctx context.Context) (*builder, error) {
@@ -61,7 +62,11 @@ func newBuilder(ctx context.Context) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &builder{guest: guest, base: base}, nil
+	servers, err := newLayer(program("nginx", guest), hardlink("httpd", "nginx"), hardlink("pause", "nginx"))
+	if err != nil {
+		return nil, err
+	}
+	return &builder{guest: guest, base: base, servers: servers}, nil
 }
 
 // recipe is an image of the catalogue: what lies above the busybox layer, and its config.
@@ -70,13 +75,14 @@ type recipe struct {
 	user    string
 	cmd     []string
 	files   []file
+	server  bool // with the servers' layer
 	scratch bool // without busybox
 }
 
 // recipes lists the images of critest 1.36, of the project's tests and of the demo.
 func (b *builder) recipes() []recipe {
-	web := func(name, port string, words ...string) ([]string, []file) {
-		return append([]string{"/" + name, "web", port}, words...), []file{program(name, b.guest)}
+	web := func(ref, program string, args ...string) recipe {
+		return recipe{ref: ref, cmd: append([]string{program, "web"}, args...), server: true}
 	}
 	const e2e, staging = "e2e-test-images/", "k8s-staging-cri-tools/"
 	list := []recipe{
@@ -92,15 +98,13 @@ func (b *builder) recipes() []recipe {
 		{ref: "gantry/demo:1", cmd: []string{"httpd", "-f", "-v", "-p", "8080", "-h", "/www"}, files: []file{
 			dir("www/", 0o755), text("www/index.html", "<h1>Hello from a Gantry pod</h1>\n")}},
 	}
-	cmd, files := web("nginx", "80", "nginx: master process")
-	list = append(list, recipe{ref: e2e + "nginx:1.14-2", cmd: cmd, files: files})
-	cmd, files = web("httpd", "80")
-	list = append(list, recipe{ref: e2e + "httpd:2.4.39-4", cmd: cmd, files: files})
-	cmd, files = web("nginx", "12003")
-	list = append(list, recipe{ref: staging + "hostnet-nginx-" + runtime.GOARCH + ":latest", cmd: cmd, files: files})
+	list = append(list,
+		web(e2e+"nginx:1.14-2", "/nginx", "80", "nginx: master process"),
+		web(e2e+"httpd:2.4.39-4", "/httpd", "80"),
+		web(staging+"hostnet-nginx-"+runtime.GOARCH+":latest", "/nginx", "12003"))
 	for _, tag := range []string{"3.9", "3.10"} {
-		list = append(list, recipe{ref: "pause:" + tag, user: "65535:65535", cmd: []string{"/pause", "pause"}, scratch: true,
-			files: []file{program("pause", b.guest), text("version", tag)}})
+		list = append(list, recipe{ref: "pause:" + tag, user: "65535:65535", cmd: []string{"/pause", "pause"}, server: true, scratch: true,
+			files: []file{text("version", tag)}})
 	}
 	for _, name := range []string{"1", "2", "3", "latest", "digest"} {
 		list = append(list, recipe{ref: staging + "test-image-" + name + ":latest", files: []file{text("name", name)}})
@@ -118,6 +122,9 @@ func (b *builder) image(r recipe) (v1.Image, error) {
 	var layers []v1.Layer
 	if !r.scratch {
 		layers = append(layers, b.base)
+	}
+	if r.server {
+		layers = append(layers, b.servers)
 	}
 	if len(r.files) > 0 {
 		l, err := newLayer(r.files...)

@@ -58,8 +58,13 @@ func compress(tar []byte, c Compression) ([]byte, error) {
 	switch c {
 	case Plain:
 		return tar, nil
-	case Gzip, docker:
+	case Gzip:
 		w = gzip.NewWriter(&buf)
+	case docker: // the catalogue's, which every test process makes anew
+		var err error
+		if w, err = gzip.NewWriterLevel(&buf, gzip.BestSpeed); err != nil {
+			return nil, err
+		}
 	case Zstd:
 		var err error
 		if w, err = zstd.NewWriter(&buf); err != nil {

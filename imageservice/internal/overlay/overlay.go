@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/containerd/errdefs"
@@ -17,6 +18,7 @@ const MaxLayers = 500
 
 // Mounter remembers what the kernel can do. The zero value is ready.
 type Mounter struct {
+	probe      sync.Once
 	legacy     atomic.Bool // no fsopen with lowerdir+
 	noVolatile atomic.Bool // no volatile (before 5.10)
 	attach     atomic.Bool // idmapped layers must be mounted somewhere (before 6.15)
@@ -80,7 +82,7 @@ func (m *Mounter) View(lower []string, scratch string) (int, error) {
 	if err := l.check(); err != nil {
 		return -1, err
 	}
-	if !m.legacy.Load() {
+	if m.hasAPI() {
 		fd, err := m.detached(l, nil)
 		if err == nil || !errors.Is(err, errLegacy) {
 			return fd, err
@@ -123,7 +125,7 @@ func (m *Mounter) stack(l Layers, target string, fds []int) error {
 	if err := l.check(); err != nil {
 		return err
 	}
-	if !m.legacy.Load() {
+	if m.hasAPI() {
 		fd, err := m.detached(l, fds)
 		if err == nil {
 			defer unix.Close(fd)
@@ -134,6 +136,22 @@ func (m *Mounter) stack(l Layers, target string, fds []int) error {
 		}
 	}
 	return m.mountLegacy(l, target, fds)
+}
+
+// hasAPI says whether the mount API is to be tried. Before 6.5 overlayfs has fsopen only in appearance: any option is
+// taken, even one that there is not, and all fail together when the mount is made.
+func (m *Mounter) hasAPI() bool {
+	m.probe.Do(func() {
+		fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+		if err != nil {
+			return // detached meets the same error, and names it
+		}
+		defer unix.Close(fs)
+		if unix.FsconfigSetFlag(fs, "no_such_option") == nil {
+			m.legacy.Store(true)
+		}
+	})
+	return !m.legacy.Load()
 }
 
 // errLegacy says that the kernel does not have the API that was tried.

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Runs the tests that need a kernel in a virtual machine of qemu: Debian's kernel 6.1, cgroup v2 only, AppArmor. No KVM
+# is needed. As root; installs what is missing. Usage:
+#
+#   hack/test-vm.sh [systemd] [-run REGEXP] [-focus REGEXP] [PACKAGE...]
+#
+#   systemd        systemd is the guest's init, and makes the cgroups (a choice of the tests, if none are named)
+#   -run REGEXP    only these tests (as go test's -run)
+#   -focus REGEXP  only these specs of critest (as critest's -ginkgo.focus)
+#   PACKAGE        folders, such as test/e2e sandbox/supervisor; without any all that are meant for this machine
+#
+# The exit status says whether all passed; a kernel panic or a run of more than LIMIT (900) seconds is a failure. Logs of
+# the guest, of its kernel and of daemons whose test failed are then in bin/vm/logs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source hack/lib.sh
+
+readonly meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor)
+limit=${LIMIT:-900}
+init=busybox run='' focus='' packages=()
+while (($#)); do
+	case $1 in
+	systemd) init=systemd ;;
+	-run) run=$2 && shift ;;
+	-focus) focus=$2 && shift ;;
+	-*) die "$1: see the head of this script" ;;
+	*) packages+=("${1#./}") ;;
+	esac
+	shift
+done
+
+need_root
+hack/install-deps.sh vm
+hack/build.sh && hack/build.sh critest
+kernel=$(find /lib/modules -maxdepth 1 -name '*-cloud-amd64' -printf '%f\n' | sort -V | tail -n 1)
+[[ -r /boot/vmlinuz-$kernel ]] || die "no kernel of linux-image-cloud-amd64 in /boot"
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+# What of the repository the guest gets in /gantry: programs, and compiled tests beside their testdata.
+project() {
+	local p root=$tmp/gantry
+	mkdir -p "$root/bin"
+	cp -a bin/{gantry,gantry-supervisor,runc,critest} "$root/bin/"
+	go build -trimpath -ldflags '-s -w' -o "$root/bin/" ./test/images/guest
+	cp -a --parents hack/{lib,build}.sh "$root"
+	for p in "${packages[@]}"; do
+		mkdir -p "$root/$p"
+		go test -c -trimpath -ldflags '-s -w' -o "$root/$p/${p##*/}.test" "./$p"
+		[[ ! -d $p/testdata ]] || cp -a --parents "$p/testdata" "$root"
+	done
+}
+
+# The guest's script: test/e2e beside all the others, a processor for each.
+script() {
+	local p e2e='' others=''
+	for p in "${packages[@]}"; do
+		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun "./${p##*/}.test" -test.v -test.timeout=10m -test.run="$run")
+		if [[ $p == 'suite test/e2e '* ]]; then e2e=$p; else others+=$p$'\n'; fi
+	done
+	[[ -z $e2e ]] || echo "$e2e &"
+	printf '%s' "$others"
+	echo wait
+}
+
+# boot runs the guest; no KVM is needed, but it is slow without: tens of times for programs, less for the kernel. Its
+# processor has no "fast" string instructions, which qemu does byte by byte. A disk is made for what containers write.
+boot() {
+	local code accelerate=(-accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off")
+	truncate -s 6G "$tmp/scratch"
+	mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard "$tmp/scratch"
+	truncate -s 256M "$tmp/out"
+	timeout "$limit" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m 4096 -kernel "/boot/vmlinuz-$kernel" -initrd "$tmp/initrd" \
+		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0" \
+		-fw_cfg "name=opt/tests,file=$tmp/script" \
+		-drive "if=none,id=s,format=raw,cache=unsafe,file=$tmp/scratch" -device virtio-blk-pci,drive=s,serial=scratch \
+		-drive "if=none,id=o,format=raw,cache=unsafe,file=$tmp/out" -device virtio-blk-pci,drive=o,serial=out \
+		-nodefaults -display none -no-reboot -serial stdio -serial "file:$tmp/status" </dev/null || code=$?
+	rm -rf bin/vm/logs
+	mkdir -p bin/vm
+	tar -C bin/vm -xf "$tmp/out" 2>/dev/null || true # nothing is there after a panic
+	case ${code:-0} in
+	0) ;;
+	124) die "the machine did not end within $limit s" ;;
+	*) die "qemu ended with status $code" ;;
+	esac
+	[[ -s $tmp/status ]] || die "the machine ended before its tests: see its last lines"
+	[[ $(<"$tmp/status") == 0 ]]
+}
+
+((${#packages[@]})) || packages=("${meant[@]}")
+export CGO_ENABLED=0
+project
+hack/vm/rootfs.sh "$kernel" "$init" "$tmp/gantry" "$tmp/initrd"
+script >"$tmp/script"
+echo "the guest is made ($SECONDS s): $(du -m "$tmp/initrd" | cut -f 1) MiB"
+boot
