@@ -281,7 +281,7 @@ func (s *core) dropContainer(ctx context.Context, c *container) error {
 	}
 	s.index.removeContainer(c)
 	c.end()
-	return c.closeGroup()
+	return c.meter.close()
 }
 
 // save writes the container's record as it is now, unless it was deleted.
@@ -348,7 +348,7 @@ func (s *core) exited(ctx context.Context, e sandbox.Exit) {
 		return
 	}
 	log := klog.FromContext(ctx)
-	if err = errors.Join(err, s.save(c), c.closeGroup()); err != nil {
+	if err = errors.Join(err, s.save(c), c.meter.close()); err != nil {
 		log.Error(err, "Exit could not be written to the container's record", "container", c.id)
 	}
 	log.Info("Container exited", "container", c.id, "name", c.key.name, "pod", klog.KRef(c.pod.key.namespace, c.pod.key.name), "code", e.Code, "oom", e.OOM)

@@ -14,7 +14,6 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
-	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
 // opLock is a lock that is taken with a context.
@@ -60,6 +59,8 @@ type pod struct {
 	op opLock // see doc.go
 	// made is closed when RunPodSandbox has ended, well or not.
 	made chan struct{}
+
+	meter meter // of its cgroup, if it has one to itself; closed when it stops
 
 	// recordMu orders the writes of the record, which another pod's removal may
 	// cause too; gone means that it was deleted.
@@ -139,6 +140,8 @@ type container struct {
 	made   chan struct{} // closed when CreateContainer has ended, well or not
 	exited chan struct{} // closed when the state becomes Exited
 
+	meter meter // of its cgroup, closed at its exit
+
 	// recordMu orders the writes of the record; gone means that it was deleted.
 	recordMu sync.Mutex
 	gone     bool // guarded by recordMu
@@ -156,9 +159,7 @@ type container struct {
 	// early is an exit that was told before StartContainer had heard that the process runs.
 	early   *sandbox.Exit
 	process *specs.Process // of the spec, read when first needed
-	group   *cgroup.Group  // open while stats are asked for
-	cpu     cpuSample
-	stopped bool // the stop signal was sent: once is enough
+	stopped bool           // the stop signal was sent: once is enough
 }
 
 // user is the identity that a container's first process starts with.

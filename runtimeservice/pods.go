@@ -252,7 +252,7 @@ func (s *pods) releasePod(ctx context.Context, p *pod) error {
 	p.mu.Lock()
 	p.ips = nil
 	p.mu.Unlock()
-	return s.host.ReleaseNamespaces(p.id)
+	return errors.Join(p.meter.close(), s.host.ReleaseNamespaces(p.id))
 }
 
 // RemovePodSandbox removes a pod and its containers, stopping it first where

@@ -134,7 +134,10 @@ func (s *Service) Close() error {
 	s.tasks.Wait()
 	var errs []error
 	for _, c := range s.core.index.allContainers(nil) {
-		errs = append(errs, c.closeGroup())
+		errs = append(errs, c.meter.close())
+	}
+	for _, p := range s.core.index.allPods() {
+		errs = append(errs, p.meter.close())
 	}
 	return errors.Join(errs...)
 }

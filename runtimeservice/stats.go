@@ -2,32 +2,18 @@ package runtimeservice
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
-	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
 // stats is the RPCs about resources: what containers use and may use.
 type stats struct{ *core }
-
-// cpuSample is an earlier reading, from which the rate since then is told.
-type cpuSample struct {
-	at    time.Time
-	nanos uint64
-	rate  *uint64 // nanoseconds of CPU a second between the last two readings
-}
-
-// minSampleGap keeps the rate from being told of too short a time to mean anything.
-const minSampleGap = 100 * time.Millisecond
 
 // ContainerStats tells what one container uses: errdefs.ErrNotFound when there is none.
 func (s *stats) ContainerStats(_ context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
@@ -52,20 +38,32 @@ func (s *stats) ListContainerStats(ctx context.Context, req *runtimeapi.ListCont
 	}
 	resp := &runtimeapi.ListContainerStatsResponse{}
 	for _, c := range all {
-		state, shown := shownContainer(c.getState())
-		if !shown || state == runtimeapi.ContainerState_CONTAINER_EXITED || !matchLabels(c.getConfig().GetLabels(), f.GetLabelSelector()) {
+		if !matchLabels(c.getConfig().GetLabels(), f.GetLabelSelector()) {
 			continue
 		}
-		st, err := s.containerStats(c)
-		if err != nil {
-			klog.FromContext(ctx).V(2).Info("Stats of a container could not be read", "container", c.id, "err", err)
-			continue
+		if st := s.listedStats(ctx, c); st != nil {
+			resp.Stats = append(resp.Stats, st)
 		}
-		resp.Stats = append(resp.Stats, st)
 	}
 	return resp, nil
 }
 
+// listedStats is a container's figures for a list: nil when it has ended, is
+// not shown at all, or cannot be read.
+func (s *stats) listedStats(ctx context.Context, c *container) *runtimeapi.ContainerStats {
+	if state, shown := shownContainer(c.getState()); !shown || state == runtimeapi.ContainerState_CONTAINER_EXITED {
+		return nil
+	}
+	st, err := s.containerStats(c)
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("Stats of a container could not be read", "container", c.id, "err", err)
+		return nil
+	}
+	return st
+}
+
+// containerStats tells what a container uses: nothing while it does not run.
+// It costs what meter.read does; the writable layer's figures are remembered.
 func (s *stats) containerStats(c *container) (*runtimeapi.ContainerStats, error) {
 	cc := c.getConfig()
 	st := &runtimeapi.ContainerStats{
@@ -77,141 +75,74 @@ func (s *stats) containerStats(c *container) (*runtimeapi.ContainerStats, error)
 			UsedBytes: value(u.Bytes), InodesUsed: value(u.Inodes),
 		}
 	}
-	if c.getState() != lifecycle.ContainerRunning {
-		// Nothing runs, so nothing is used; the fields are there for clients that look into them.
-		now := time.Now().UnixNano()
-		st.Cpu = &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: value(0)}
-		st.Memory = &runtimeapi.MemoryUsage{Timestamp: now, WorkingSetBytes: value(0)}
-		return st, nil
+	if c.getState() == lifecycle.ContainerRunning {
+		r, err := c.meter.read(c.cgroup)
+		if err == nil {
+			st.Cpu, st.Memory, st.Swap, st.Io = r.cpu(), r.memory(), r.swap(), r.io()
+			return st, nil
+		}
+		if c.getState() == lifecycle.ContainerRunning {
+			return nil, err
+		} // else it has ended meanwhile
 	}
-	usage, rate, err := c.readUsage()
-	if err != nil {
-		return nil, err
-	}
-	at := usage.At.UnixNano()
-	st.Cpu = &runtimeapi.CpuUsage{Timestamp: at, UsageCoreNanoSeconds: value(usage.CPUNanos)}
-	if rate != nil {
-		st.Cpu.UsageNanoCores = value(*rate)
-	}
-	m := usage.Mem
-	st.Memory = &runtimeapi.MemoryUsage{
-		Timestamp: at, WorkingSetBytes: value(m.WorkingSet), UsageBytes: value(m.Usage), RssBytes: value(m.RSS),
-		PageFaults: value(m.PageFaults), MajorPageFaults: value(m.MajorPageFaults),
-	}
-	if m.Limit != 0 {
-		st.Memory.AvailableBytes = value(m.Limit - min(m.Limit, m.WorkingSet))
-	}
+	st.Cpu, st.Memory = nothingUsed()
 	return st, nil
+}
+
+// nothingUsed is the figures of what does not run; the fields are there for clients that look into them.
+func nothingUsed() (*runtimeapi.CpuUsage, *runtimeapi.MemoryUsage) {
+	now := time.Now().UnixNano()
+	return &runtimeapi.CpuUsage{Timestamp: now, UsageCoreNanoSeconds: value(0)}, &runtimeapi.MemoryUsage{Timestamp: now, WorkingSetBytes: value(0)}
 }
 
 func value(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
 
-// readUsage reads the container's cgroup, whose files stay open for the next time.
-func (c *container) readUsage() (cgroup.Stats, *uint64, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state != lifecycle.ContainerRunning {
-		return cgroup.Stats{}, nil, fmt.Errorf("it is %v: %w", c.state, errdefs.ErrFailedPrecondition)
+func (r *reading) cpu() *runtimeapi.CpuUsage {
+	u := &runtimeapi.CpuUsage{Timestamp: r.At.UnixNano(), UsageCoreNanoSeconds: value(r.CPUNanos), Psi: psi(r.CPUPSI)}
+	if r.rate != nil {
+		u.UsageNanoCores = value(*r.rate)
 	}
-	if c.group == nil {
-		g, err := cgroup.Open(c.cgroup)
-		if errors.Is(err, fs.ErrNotExist) {
-			return cgroup.Stats{}, nil, fmt.Errorf("its cgroup %s is gone: %w", c.cgroup, errdefs.ErrFailedPrecondition)
-		}
-		if err != nil {
-			return cgroup.Stats{}, nil, err
-		}
-		c.group = g
-	}
-	u, err := c.group.Stats()
-	if err != nil {
-		return cgroup.Stats{}, nil, err
-	}
-	if gap := u.At.Sub(c.cpu.at); gap >= minSampleGap {
-		next := cpuSample{at: u.At, nanos: u.CPUNanos}
-		if !c.cpu.at.IsZero() {
-			rate := uint64(float64(u.CPUNanos-min(u.CPUNanos, c.cpu.nanos)) / gap.Seconds())
-			next.rate = &rate
-		}
-		c.cpu = next
-	}
-	return u, c.cpu.rate, nil
+	return u
 }
 
-// closeGroup closes the cgroup files that stats have opened.
-func (c *container) closeGroup() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.group == nil {
+func (r *reading) memory() *runtimeapi.MemoryUsage {
+	m := r.Mem
+	u := &runtimeapi.MemoryUsage{
+		Timestamp: r.At.UnixNano(), WorkingSetBytes: value(m.WorkingSet), UsageBytes: value(m.Usage), RssBytes: value(m.RSS),
+		PageFaults: value(m.PageFaults), MajorPageFaults: value(m.MajorPageFaults), Psi: psi(r.MemoryPSI),
+	}
+	if m.Limit != 0 {
+		u.AvailableBytes = value(m.Limit - min(m.Limit, m.WorkingSet))
+	}
+	return u
+}
+
+// swap is nil where the kernel does not count it; what is available is told where there is a limit.
+func (r *reading) swap() *runtimeapi.SwapUsage {
+	if !r.Swap.Accounted {
 		return nil
 	}
-	err := c.group.Close()
-	c.group = nil
-	return err
+	u := &runtimeapi.SwapUsage{Timestamp: r.At.UnixNano(), SwapUsageBytes: value(r.Swap.Usage)}
+	if r.Swap.Limited {
+		u.SwapAvailableBytes = value(r.Swap.Limit - min(r.Swap.Limit, r.Swap.Usage))
+	}
+	return u
 }
 
-// UpdateContainerResources changes a container's limits, all of those given
-// or, on an error, none; what is zero stays as it is. A container that has not
-// been started is started with them.
-func (s *stats) UpdateContainerResources(ctx context.Context, req *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
-	c, err := s.index.container(req.GetContainerId())
-	if err != nil {
-		return nil, err
-	}
-	if err := c.op.lock(ctx); err != nil {
-		return nil, fmt.Errorf("container %s is busy: %w", c.id, err)
-	}
-	defer c.op.unlock()
-	if err := s.update(c, req.GetLinux()); err != nil {
-		return nil, fmt.Errorf("updating container %s (%s): %w", c.key.name, c.id, err)
-	}
-	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
-}
-
-func (s *stats) update(c *container, change *runtimeapi.LinuxContainerResources) error {
-	if change == nil {
+func (r *reading) io() *runtimeapi.IoUsage {
+	if r.IOPSI == nil {
 		return nil
 	}
-	config, configJSON, err := withResources(c.getConfig(), change)
-	if err != nil {
-		return err
-	}
-	all, err := ocispec.Resources(s.node, config.GetLinux().GetResources())
-	if err != nil {
-		return err
-	}
-	switch state := c.getState(); state {
-	case lifecycle.ContainerCreated:
-		spec, err := s.host.ReadBundle(c.id)
-		if err != nil {
-			return err
-		}
-		all.Devices = spec.Linux.Resources.Devices
-		spec.Linux.Resources = all
-		if err := s.host.WriteBundle(c.id, spec); err != nil {
-			return err
-		}
-	case lifecycle.ContainerRunning:
-		only, err := ocispec.Resources(s.node, change)
-		if err != nil {
-			return err
-		}
-		if err := c.updateCgroup(func(g *cgroup.Group) error { return g.Update(only) }); err != nil {
-			return err
-		}
-	default:
-		return fmt.Errorf("it is %v: %w", state, errdefs.ErrFailedPrecondition)
-	}
-	c.mu.Lock()
-	c.config, c.configJSON = config, configJSON
-	c.mu.Unlock()
-	return s.save(c)
+	return &runtimeapi.IoUsage{Timestamp: r.At.UnixNano(), Psi: psi(r.IOPSI)}
 }
 
-func (c *container) updateCgroup(f func(*cgroup.Group) error) error {
-	g, err := cgroup.Open(c.cgroup)
-	if err != nil {
-		return err
+// psi is pressure in the CRI's units: the kernel counts microseconds, the CRI nanoseconds.
+func psi(p *cgroup.Pressure) *runtimeapi.PsiStats {
+	if p == nil {
+		return nil
 	}
-	return errors.Join(f(g), g.Close())
+	data := func(s cgroup.Stall) *runtimeapi.PsiData {
+		return &runtimeapi.PsiData{Total: s.Total * 1000, Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+	}
+	return &runtimeapi.PsiStats{Full: data(p.Full), Some: data(p.Some)}
 }

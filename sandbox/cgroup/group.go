@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -15,10 +16,15 @@ import (
 // stays usable until Close, and answers errdefs.ErrNotFound once the cgroup has
 // been removed. It is safe for concurrent use.
 type Group struct {
-	t     *tree
-	path  string
-	files [statFiles]*os.File // nil where the kernel has no such file
+	t    *tree
+	path string
+
+	mu     sync.RWMutex
+	files  [statFiles]int // descriptors, guarded by mu; noFile where the kernel has no such file
+	closed bool           // guarded by mu
 }
+
+const noFile = -1
 
 // Open opens the cgroup. One that exists in no hierarchy is both
 // errdefs.ErrNotFound and fs.ErrNotExist.
@@ -38,43 +44,40 @@ func (t *tree) open(path string) (*Group, error) {
 		return nil, fmt.Errorf("cgroup %s: %w (%w)", path, errdefs.ErrNotFound, fs.ErrNotExist)
 	}
 	g := &Group{t: t, path: path}
-	names := &statFilesV1
-	if t.version == V2 {
-		names = &statFilesV2
+	for i := range g.files {
+		g.files[i] = noFile
 	}
-	for i, n := range names {
+	for i := range g.files {
+		n := t.statFile(i)
 		file := t.file(n.controller, path, n.name)
-		if file == "" {
+		if n.name == "" || file == "" {
 			continue
 		}
-		f, err := openRaw(file)
-		if errors.Is(err, fs.ErrNotExist) {
+		fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
 			continue
 		}
 		if err != nil {
-			return nil, errors.Join(err, g.Close())
+			return nil, errors.Join(&os.PathError{Op: "open", Path: file, Err: err}, g.Close())
 		}
-		g.files[i] = f
+		g.files[i] = fd
 	}
 	return g, nil
 }
 
-// openRaw opens a file for reading without giving it to Go's poller: cgroup
-// files can be polled, and each event of theirs would wake it for nothing.
-func openRaw(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
-// Close closes the files. A call that is under way ends first; later ones fail with os.ErrClosed.
+// Close closes the files. A call that is under way ends first; later ones fail
+// with os.ErrClosed. It may be called again.
 func (g *Group) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	g.closed = true
 	var errs []error
-	for _, f := range g.files {
-		if f != nil {
-			errs = append(errs, f.Close())
+	for _, fd := range g.files {
+		if fd != noFile {
+			errs = append(errs, os.NewSyscallError("close", unix.Close(fd)))
 		}
 	}
 	return errors.Join(errs...)

@@ -314,7 +314,7 @@ func TestStatsV2(t *testing.T) {
 	want := Stats{
 		CPUNanos: 5023117000,
 		Mem:      Memory{Usage: 10485760, WorkingSet: 5242880, RSS: 4194304, PageFaults: 1234, MajorPageFaults: 5, Limit: 104857600},
-		Swap:     Swap{Usage: 4096},
+		Swap:     Swap{Accounted: true, Usage: 4096},
 		Pids:     3,
 		CPUPSI: &Pressure{
 			Some: Stall{Avg10: 1.5, Avg60: 0.25, Total: 123456},

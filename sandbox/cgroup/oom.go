@@ -33,8 +33,8 @@ func OOMKills(file string) (uint64, error) {
 		return 0, fmt.Errorf("reading OOM kills: %w", gone(err))
 	}
 	var kills uint64
-	eachKey(data, func(key string, n uint64) {
-		if key == "oom_kill" {
+	eachKey(data, func(key []byte, n uint64) {
+		if string(key) == "oom_kill" {
 			kills = n
 		}
 	})

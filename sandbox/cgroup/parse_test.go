@@ -56,8 +56,8 @@ func FuzzParsers(f *testing.F) {
 	f.Add([]byte("9223372036854771712\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		_, _ = parseMounts(strings.NewReader(string(data)))
-		eachKey(data, func(key string, _ uint64) {
-			if strings.ContainsAny(key, " \n") {
+		eachKey(data, func(key []byte, _ uint64) {
+			if strings.ContainsAny(string(key), " \n") {
 				t.Errorf("key %q", key)
 			}
 		})

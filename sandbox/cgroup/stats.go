@@ -2,12 +2,11 @@ package cgroup
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,9 +37,10 @@ type Memory struct {
 
 // Swap is in bytes.
 type Swap struct {
-	Usage   uint64
-	Limit   uint64 // of swap alone; may be 0, then it is not allowed
-	Limited bool   // there is a Limit
+	Accounted bool // else the kernel does not count it, and all is zero
+	Usage     uint64
+	Limit     uint64 // of swap alone; may be 0, then it is not allowed
+	Limited   bool   // there is a Limit
 }
 
 // Pressure is stall information (Documentation/accounting/psi.rst of the kernel).
@@ -58,7 +58,7 @@ const (
 	fileMemUsage
 	fileMemStat
 	fileMemLimit
-	fileSwapUsage
+	fileSwapUsage // version 2; on version 1 memory.stat has it
 	fileSwapLimit
 	filePids
 	fileCPUPSI
@@ -74,7 +74,6 @@ var statFilesV1 = [statFiles]statFile{
 	fileMemUsage:  {"memory", "memory.usage_in_bytes"},
 	fileMemStat:   {"memory", "memory.stat"},
 	fileMemLimit:  {"memory", "memory.limit_in_bytes"},
-	fileSwapUsage: {"memory", "memory.memsw.usage_in_bytes"}, // memory and swap
 	fileSwapLimit: {"memory", "memory.memsw.limit_in_bytes"},
 	filePids:      {"pids", "pids.current"},
 }
@@ -92,6 +91,15 @@ var statFilesV2 = [statFiles]statFile{
 	fileIOPSI:     {"io", "io.pressure"},
 }
 
+func (t *tree) statFile(i int) statFile {
+	if t.version == V2 {
+		return statFilesV2[i]
+	}
+	return statFilesV1[i]
+}
+
+func (t *tree) statName(i int) string { return t.statFile(i).name }
+
 // maxStatFile is more than any of the files has: memory.stat, the longest, has about 2 KiB.
 const maxStatFile = 16 << 10
 
@@ -99,9 +107,20 @@ const maxStatFile = 16 << 10
 // greatest multiple of the page size that an int64 holds.
 const unlimited = math.MaxInt64 &^ (64<<10 - 1)
 
-// Stats reads the figures now.
+// statBuffers are for files of up to maxStatFile bytes.
+var statBuffers = sync.Pool{New: func() any { return new([maxStatFile]byte) }}
+
+// Stats reads the figures now. It costs one system call for each file: 6 on
+// version 1, 10 on version 2.
 func (g *Group) Stats() (Stats, error) {
-	r := statReader{files: &g.files, buf: make([]byte, maxStatFile)}
+	buf := statBuffers.Get().(*[maxStatFile]byte)
+	defer statBuffers.Put(buf)
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if g.closed {
+		return Stats{}, fmt.Errorf("cgroup %s: %w", g.path, os.ErrClosed)
+	}
+	r := statReader{g: g, buf: buf[:]}
 	s := Stats{}
 	if g.t.version == V2 {
 		s.CPUNanos = r.keyed(fileCPU, "usage_usec") * 1000
@@ -120,25 +139,26 @@ func (g *Group) Stats() (Stats, error) {
 
 // statReader reads the files of a Group one after another and keeps the first error.
 type statReader struct {
-	files *[statFiles]*os.File
-	buf   []byte
-	err   error
+	g   *Group
+	buf []byte
+	err error
 }
 
 func (r *statReader) memory(v Version, s *Stats) {
 	m := &s.Mem
 	m.Usage, _ = r.number(fileMemUsage)
-	swapUsage, _ := r.number(fileSwapUsage)
 	swapLimit, swapLimited := r.number(fileSwapLimit)
+	s.Swap.Accounted = r.g.files[fileSwapLimit] != noFile
 	limit, limited := r.number(fileMemLimit)
 	if limited {
 		m.Limit = limit
 	}
 	var inactive uint64
 	if v == V2 {
-		s.Swap = Swap{Usage: swapUsage, Limit: swapLimit, Limited: swapLimited}
-		eachKey(r.read(fileMemStat), func(key string, n uint64) {
-			switch key {
+		s.Swap.Usage, _ = r.number(fileSwapUsage)
+		s.Swap.Limit, s.Swap.Limited = swapLimit, swapLimited
+		eachKey(r.read(fileMemStat), func(key []byte, n uint64) {
+			switch string(key) {
 			case "anon":
 				m.RSS = n
 			case "pgfault":
@@ -150,12 +170,11 @@ func (r *statReader) memory(v Version, s *Stats) {
 			}
 		})
 	} else {
-		s.Swap.Usage = floorSub(swapUsage, m.Usage)
 		if swapLimited && limited {
 			s.Swap.Limit, s.Swap.Limited = floorSub(swapLimit, limit), true
 		}
-		eachKey(r.read(fileMemStat), func(key string, n uint64) {
-			switch key { // total_ is with the children
+		eachKey(r.read(fileMemStat), func(key []byte, n uint64) {
+			switch string(key) { // total_ is with the children
 			case "total_rss":
 				m.RSS = n
 			case "total_pgfault":
@@ -164,6 +183,8 @@ func (r *statReader) memory(v Version, s *Stats) {
 				m.MajorPageFaults = n
 			case "total_inactive_file":
 				inactive = n
+			case "total_swap":
+				s.Swap.Usage = n
 			}
 		})
 	}
@@ -175,23 +196,20 @@ func floorSub(a, b uint64) uint64 { return a - min(a, b) }
 
 // read returns a file's content, valid until the next read; nothing where there is no file.
 func (r *statReader) read(i int) []byte {
-	f := r.files[i]
-	if f == nil || r.err != nil {
+	fd := r.g.files[i]
+	if fd == noFile || r.err != nil {
 		return nil
 	}
-	n := 0
-	for n < len(r.buf) {
-		m, err := f.ReadAt(r.buf[n:], int64(n))
-		n += m
-		if errors.Is(err, io.EOF) {
-			break
+	// One read: the kernel gives all of a cgroup file that there is room for.
+	n, err := unix.Pread(fd, r.buf, 0)
+	for err == unix.EINTR {
+		n, err = unix.Pread(fd, r.buf, 0)
+	}
+	if err != nil {
+		if err != unix.EOPNOTSUPP { // a pressure file whose accounting is turned off
+			r.err = &os.PathError{Op: "read", Path: r.g.t.statName(i), Err: err}
 		}
-		if err != nil {
-			if !errors.Is(err, unix.EOPNOTSUPP) { // a pressure file whose accounting is turned off
-				r.err = err
-			}
-			return nil
-		}
+		return nil
 	}
 	return r.buf[:n]
 }
@@ -204,7 +222,7 @@ func (r *statReader) number(i int) (n uint64, limited bool) {
 	}
 	n, limited, err := parseNumber(b)
 	if err != nil {
-		r.err = fmt.Errorf("%s: %w", r.files[i].Name(), err)
+		r.err = fmt.Errorf("%s: %w", r.g.t.statName(i), err)
 	}
 	return n, limited
 }
@@ -226,8 +244,8 @@ func parseNumber(b []byte) (n uint64, limited bool, err error) {
 
 // keyed is one figure of a file of "key number" lines.
 func (r *statReader) keyed(i int, want string) (n uint64) {
-	eachKey(r.read(i), func(key string, v uint64) {
-		if key == want {
+	eachKey(r.read(i), func(key []byte, v uint64) {
+		if string(key) == want {
 			n = v
 		}
 	})
@@ -235,14 +253,14 @@ func (r *statReader) keyed(i int, want string) (n uint64) {
 }
 
 // eachKey calls f for each line "key number"; other lines are passed over.
-func eachKey(data []byte, f func(key string, n uint64)) {
+func eachKey(data []byte, f func(key []byte, n uint64)) {
 	for line := range bytes.Lines(data) {
 		key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
 		if !ok {
 			continue
 		}
 		if n, err := strconv.ParseUint(string(value), 10, 64); err == nil {
-			f(string(key), n)
+			f(key, n)
 		}
 	}
 }
@@ -295,7 +313,7 @@ func (s *Stall) set(key, value string) {
 	if err != nil || math.IsNaN(avg) || math.IsInf(avg, 0) {
 		return
 	}
-	switch key {
+	switch string(key) {
 	case "avg10":
 		s.Avg10 = avg
 	case "avg60":

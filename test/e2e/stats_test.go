@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ownCgroup gives the pod a cgroup to itself, as the kubelet does.
+func ownCgroup(name string) func(*runtimeapi.PodSandboxConfig) {
+	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/gantry-e2e/" + name }
+}
+
+func (n *node) podStats(id string) *runtimeapi.PodSandboxStats {
+	n.t.Helper()
+	resp, err := n.Runtime.PodSandboxStats(n.context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return resp.GetStats()
+}
+
+func TestPodSandboxStats(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod", ownCgroup("pod-stats"))
+	peer := n.runPod("peer")
+	const work = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; "
+	c := p.run("c", work+"sleep 1000 & "+forever)
+	p.run("other", work+forever)
+	p.create("created", forever)
+	peer.run("c", "mkdir /www; head -c 200000 /dev/zero > /www/file; httpd -p 80 -h /www; "+forever)
+	// What the pod receives from its peer is more than 200,000 bytes; it answers with less.
+	c.eventually("the peer answers", func() bool {
+		resp, err := c.execSync(10, "sh", "-c", "wget -q -O - http://"+peer.status().GetNetwork().GetIp()+"/file | wc -c")
+		return err == nil && strings.TrimSpace(string(resp.GetStdout())) == "200000"
+	})
+	s := n.podStats(p.id)
+	linux := s.GetLinux()
+	if a := s.GetAttributes(); a.GetId() != p.id || a.GetMetadata().GetUid() != "uid-pod" || a.GetLabels()["app"] != "pod" || a.GetAnnotations()["e2e/note"] != "kept" {
+		t.Errorf("attributes %v", a)
+	}
+	var names []string
+	var cpu, memory uint64
+	for _, c := range linux.GetContainers() {
+		names = append(names, c.GetAttributes().GetMetadata().GetName())
+		cpu += c.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		memory += c.GetMemory().GetUsageBytes().GetValue()
+	}
+	if !slices.Equal(names, []string{"c", "other", "created"}) {
+		t.Errorf("containers %v", names)
+	}
+	// The pod was read after its containers: it has used no less than they. Memory may be given back meanwhile.
+	if got := linux.GetCpu().GetUsageCoreNanoSeconds().GetValue(); got < cpu || cpu == 0 {
+		t.Errorf("the pod has used %d ns of CPU, its containers %d", got, cpu)
+	}
+	if got := linux.GetMemory(); got.GetUsageBytes().GetValue() < memory/2 || memory == 0 || got.GetWorkingSetBytes().GetValue() == 0 {
+		t.Errorf("the pod uses %v of memory, its containers %d bytes", got, memory)
+	}
+	if got := linux.GetProcess().GetProcessCount().GetValue(); got < 4 { // two shells, each with a sleep, and another
+		t.Errorf("%d processes", got)
+	}
+	eth := linux.GetNetwork().GetDefaultInterface()
+	if linux.GetNetwork().GetTimestamp() == 0 || eth.GetName() != "eth0" || eth.GetRxBytes().GetValue() < 200000 ||
+		eth.GetTxBytes().GetValue() == 0 || eth.GetTxBytes().GetValue() >= 200000 {
+		t.Errorf("network %v", linux.GetNetwork())
+	}
+
+	// A pod without a cgroup of its own is the sum of its containers.
+	if linux := n.podStats(peer.id).GetLinux(); linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetProcess().GetProcessCount().GetValue() < 2 {
+		t.Errorf("a pod without cgroup_parent: %v", linux)
+	}
+	// The counters are the kernel's: they go on over a restart of the daemon.
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartDaemon(n.context()); err != nil {
+		t.Fatal(err)
+	}
+	after := n.podStats(p.id).GetLinux()
+	if after.GetCpu().GetUsageCoreNanoSeconds().GetValue() < linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() ||
+		after.GetNetwork().GetDefaultInterface().GetRxBytes().GetValue() < eth.GetRxBytes().GetValue() || len(after.GetContainers()) != 3 {
+		t.Errorf("after a restart %v, before %v", after, linux)
+	}
+}
+
+func TestListPodSandboxStats(t *testing.T) {
+	n := newNode(t)
+	a, b := n.runPod("a"), n.runPod("b", hostNetwork)
+	stopped := n.runPod("stopped")
+	if _, err := n.Runtime.StopPodSandbox(n.context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: stopped.id}); err != nil {
+		t.Fatal(err)
+	}
+	list := func(f *runtimeapi.PodSandboxStatsFilter) (ids []string) {
+		t.Helper()
+		resp, err := n.Runtime.ListPodSandboxStats(n.context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: f})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range resp.GetStats() {
+			ids = append(ids, s.GetAttributes().GetId())
+		}
+		return ids
+	}
+	for _, c := range []struct {
+		name   string
+		filter *runtimeapi.PodSandboxStatsFilter
+		want   []string
+	}{
+		{"all", nil, []string{a.id, b.id}},
+		{"id", &runtimeapi.PodSandboxStatsFilter{Id: a.id}, []string{a.id}},
+		{"id prefix", &runtimeapi.PodSandboxStatsFilter{Id: b.id[:20]}, []string{b.id}},
+		{"unknown id", &runtimeapi.PodSandboxStatsFilter{Id: "none"}, nil},
+		{"label", &runtimeapi.PodSandboxStatsFilter{LabelSelector: map[string]string{"app": "b"}}, []string{b.id}},
+		{"id and label of another", &runtimeapi.PodSandboxStatsFilter{Id: a.id, LabelSelector: map[string]string{"app": "b"}}, nil},
+	} {
+		if got := list(c.filter); !slices.Equal(got, c.want) {
+			t.Errorf("%s: listed %v, want %v", c.name, got, c.want)
+		}
+	}
+	if net := n.podStats(b.id).GetLinux().GetNetwork(); net != nil {
+		t.Errorf("a pod on the host's network has %v, which is the node's", net)
+	}
+	s := n.podStats(stopped.id).GetLinux()
+	if s.GetCpu().GetUsageCoreNanoSeconds().GetValue() != 0 || s.GetNetwork() != nil || s.GetCpu().GetTimestamp() == 0 {
+		t.Errorf("a stopped pod uses %v", s)
+	}
+	_, err := n.Runtime.PodSandboxStats(n.context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: "none"})
+	wantError(t, err, codes.NotFound, "none")
+}
