@@ -219,7 +219,7 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if in.Mounts, err = s.mounts(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := s.devices(c.config, &in); err != nil {
+	if err := s.devices(c.config, h, &in); err != nil {
 		return nil, err
 	}
 	if in.Volumes, err = imageVolumes(img.Config, c.config, rootfs); err != nil {

@@ -121,6 +121,9 @@ func nodeFacts(ctx context.Context, cfg Config, host *sandbox.Host) (ocispec.Nod
 	if n.MinOOMScoreAdj, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
 		return n, fmt.Errorf("reading own oom_score_adj: %w", err)
 	}
+	if n.MinOOMScoreAdj > -1000 {
+		klog.FromContext(ctx).Info("The oom_score_adj of processes is never lower than the daemon's own, give it CAP_SYS_RESOURCE to change that", "lowest", n.MinOOMScoreAdj)
+	}
 	return n, nil
 }
 

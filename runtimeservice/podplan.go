@@ -40,8 +40,8 @@ func (c *core) planPod(pc *runtimeapi.PodSandboxConfig) (podPlan, error) {
 	if plan.warnings, err = ocispec.ValidatePod(c.node, pc); err != nil {
 		return podPlan{}, err
 	}
-	sysctls := pc.GetLinux().GetSysctls()
-	if err := ocispec.ValidateSysctls(sysctls, !own.Net, !own.IPC); err != nil {
+	sysctls, err := ocispec.Sysctls(pc.GetLinux().GetSysctls(), !own.Net, !own.IPC)
+	if err != nil {
 		return podPlan{}, err
 	}
 	hostname := pc.GetHostname()
@@ -105,8 +105,8 @@ func ownNamespaces(ns *runtimeapi.NamespaceOption) (sandbox.Namespaces, error) {
 func withDefaultSysctls(asked map[string]string, own sandbox.Namespaces) map[string]string {
 	all := map[string]string{}
 	if own.Net {
-		all["net.ipv4.ip_unprivileged_port_start"] = "0"
-		all["net.ipv4.ping_group_range"] = "0 2147483647"
+		all["net/ipv4/ip_unprivileged_port_start"] = "0"
+		all["net/ipv4/ping_group_range"] = "0 2147483647"
 	}
 	maps.Copy(all, asked)
 	return all

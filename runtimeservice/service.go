@@ -30,6 +30,8 @@ type Config struct {
 	SystemdCgroup  bool
 	SeccompRoot    string // where relative localhost profiles lie
 	ShmSize        int64  // bytes; 0 = sandbox.DefaultShmSize
+	// DeviceOwnership gives devices to the run_as_user and run_as_group of the container.
+	DeviceOwnership bool
 }
 
 // Handler is a runtime handler: a name of the configuration and the OCI runtime behind it.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -131,8 +132,11 @@ func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
 	return om, nil
 }
 
-func (s *containers) devices(cc *runtimeapi.ContainerConfig, in *ocispec.Container) error {
-	if cc.GetLinux().GetSecurityContext().GetPrivileged() {
+// devices finds the device nodes of the request, and for a privileged
+// container those of the whole host.
+func (s *containers) devices(cc *runtimeapi.ContainerConfig, h Handler, in *ocispec.Container) error {
+	sc := cc.GetLinux().GetSecurityContext()
+	if in.AllDevices = sc.GetPrivileged() && !h.PrivilegedWithoutHostDevices; in.AllDevices {
 		all, err := hostdev.All()
 		if err != nil {
 			return err
@@ -144,10 +148,29 @@ func (s *containers) devices(cc *runtimeapi.ContainerConfig, in *ocispec.Contain
 		if err != nil {
 			return fmt.Errorf("devices[%d]: %w", i, err)
 		}
+		if s.cfg.DeviceOwnership {
+			ownDevices(nodes, sc)
+		}
 		in.Devices = append(in.Devices, nodes...)
 		in.DeviceRules = append(in.DeviceRules, rules...)
 	}
 	return nil
+}
+
+// ownDevices gives device nodes to the user and group that the security
+// context names, for on the host they are root's mostly. The image's user has
+// no say, as with both peers.
+func ownDevices(nodes []specs.LinuxDevice, sc *runtimeapi.LinuxContainerSecurityContext) {
+	for i := range nodes {
+		if u := sc.GetRunAsUser(); u != nil {
+			uid := uint32(u.GetValue()) // its range has been checked with the user
+			nodes[i].UID = &uid
+		}
+		if g := sc.GetRunAsGroup(); g != nil {
+			gid := uint32(g.GetValue())
+			nodes[i].GID = &gid
+		}
+	}
 }
 
 // localhostProfile reads the seccomp profile that the request names on this host, if it does.

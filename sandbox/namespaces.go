@@ -1,13 +1,16 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,7 +79,7 @@ func enterAndPin(dir string, cfg PodConfig) error {
 }
 
 // setSysctls writes to /proc/sys, which shows the calling thread's namespaces
-// for the net.*, kernel.shm*/msg*/sem and fs.mqueue.* trees. That every key is
+// for the net, kernel/shm*, msg*, sem and fs/mqueue trees. That every key is
 // of a namespace that the pod owns is the caller's duty: any other would
 // change the host.
 func setSysctls(sysctls map[string]string) error {
@@ -86,11 +89,13 @@ func setSysctls(sysctls map[string]string) error {
 	}
 	slices.Sort(keys) // the same error every time
 	for _, k := range keys {
-		path := filepath.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		f, err := os.OpenFile(filepath.Join("/proc/sys", k), os.O_WRONLY, 0)
 		if err == nil {
 			_, err = f.WriteString(sysctls[k])
 			_ = f.Close() // procfs writes take effect in write(2)
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
+			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 		if err != nil {
 			return fmt.Errorf("setting sysctl %q to %q: %w", k, sysctls[k], err)

@@ -19,7 +19,7 @@ type PodConfig struct {
 	ID         string
 	Namespaces Namespaces
 	Hostname   string            // set in the pod's UTS namespace, if it has one
-	Sysctls    map[string]string // only of namespaces that the pod has of its own
+	Sysctls    map[string]string // by file below /proc/sys; only of namespaces that the pod has of its own
 	ShmSize    int64             // bytes; used with an IPC namespace of its own
 	Files      map[string][]byte // of FileResolvConf, FileHostname, FileHosts
 }

@@ -72,7 +72,7 @@ func TestPodIsMadeAndRemoved(t *testing.T) {
 	h := testHost(t)
 	cfg := PodConfig{
 		ID: "p1", Namespaces: Namespaces{Net: true, IPC: true, UTS: true}, Hostname: "pod-one", ShmSize: 1 << 20,
-		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shmmni": "99"},
+		Sysctls: map[string]string{"net/ipv4/ip_unprivileged_port_start": "7", "kernel/shmmni": "99"},
 		Files:   map[string][]byte{FileHostname: []byte("pod-one\n")},
 	}
 	sysctl := func(name string) string {
@@ -145,8 +145,8 @@ func TestPartsAreRemoved(t *testing.T) {
 func TestFailedStepsAreUndone(t *testing.T) {
 	h := testHost(t)
 	for name, cfg := range map[string]PodConfig{
-		"unknown sysctl": {Namespaces: Namespaces{Net: true, UTS: true}, Sysctls: map[string]string{"net.ipv4.there_is_no_such": "1"}},
-		"bad value":      {Namespaces: Namespaces{Net: true, UTS: true}, Sysctls: map[string]string{"net.ipv4.ip_forward": "many"}},
+		"unknown sysctl": {Namespaces: Namespaces{Net: true, UTS: true}, Sysctls: map[string]string{"net/ipv4/there_is_no_such": "1"}},
+		"bad value":      {Namespaces: Namespaces{Net: true, UTS: true}, Sysctls: map[string]string{"net/ipv4/ip_forward": "many"}},
 		"long hostname":  {Namespaces: Namespaces{UTS: true}, Hostname: strings.Repeat("x", 65)},
 		"shm too large":  {Namespaces: Namespaces{IPC: true}, ShmSize: -5},
 	} {

@@ -52,7 +52,7 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 	if spec.Annotations, err = n.Annotations.apply(p.Config.GetAnnotations(), c.Config.GetAnnotations()); err != nil {
 		return nil, nil, err
 	}
-	if err := checkContainerSpec(n, spec, sc.GetPrivileged()); err != nil {
+	if err := checkContainerSpec(n, spec, sc); err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	return spec, warnings, nil

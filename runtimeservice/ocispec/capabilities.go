@@ -46,47 +46,67 @@ func CapabilityNames(mask uint64) []string {
 	return names
 }
 
-// capabilities are the bounding, permitted and effective sets, which are one.
-// Inheritable and ambient stay empty: with them a program of the image that
-// carries file capabilities, or any program at all, would get what the user it
-// runs as should not have (CVE-2022-24769).
+// capabilities are the sets that the process starts with: bounding, permitted
+// and effective, which are one, and ambient.
 //
 // "ALL" in add stands for every capability, "ALL" in drop for starting from
 // none; then single ones are added and last of all dropped.
+//
+// A process that is not root loses what is effective when it runs its program:
+// of permitted, execve(2) keeps the ambient set alone (capabilities(7)). So a
+// user gets a capability by add_ambient_capabilities or not at all, and only
+// what that names is ever ambient (CVE-2018-1000400).
+//
+// The kernel takes an ambient capability only if it is inheritable too. The
+// inheritable set is exactly the ambient one, otherwise empty: with more, a
+// program of the image that has inheritable file capabilities would get what
+// nobody gave to it (CVE-2022-24769). With just this it gets what every
+// program of the container has by the ambient set anyway.
 func capabilities(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (*specs.LinuxCapabilities, error) {
-	if amb := sc.GetCapabilities().GetAddAmbientCapabilities(); len(amb) > 0 {
-		return nil, fmt.Errorf("capabilities.add_ambient_capabilities %q: %w", amb, errdefs.ErrNotImplemented)
-	}
-	add, addAll, err := capabilityNames("add_capabilities", sc.GetCapabilities().GetAddCapabilities())
+	asked := sc.GetCapabilities()
+	add, addAll, err := capabilityNames("add_capabilities", asked.GetAddCapabilities())
 	if err != nil {
 		return nil, err
 	}
-	drop, dropAll, err := capabilityNames("drop_capabilities", sc.GetCapabilities().GetDropCapabilities())
+	drop, dropAll, err := capabilityNames("drop_capabilities", asked.GetDropCapabilities())
 	if err != nil {
 		return nil, err
 	}
+	raise, raiseAll, err := capabilityNames("add_ambient_capabilities", asked.GetAddAmbientCapabilities())
+	if err != nil {
+		return nil, err
+	}
+	add = slices.Concat(add, raise) // what is ambient must be permitted
 	has := func(c string) bool { return n.Capabilities == nil || slices.Contains(n.Capabilities, c) }
-	var set []string
+	var set, ambient []string
 	for _, c := range knownCapabilities {
+		dropped := slices.Contains(drop, c) && !sc.GetPrivileged()
 		switch {
-		case sc.GetPrivileged():
-			if has(c) {
-				set = append(set, c)
-			}
-		case slices.Contains(drop, c):
+		case dropped && slices.Contains(raise, c):
+			return nil, fmt.Errorf("capabilities.add_ambient_capabilities: %s is in drop_capabilities too: %w", c, errdefs.ErrInvalidArgument)
+		case dropped:
+			continue
 		case slices.Contains(add, c):
 			if !has(c) {
 				return nil, fmt.Errorf("capabilities.add_capabilities: this node has no %s to give: %w", c, errdefs.ErrFailedPrecondition)
 			}
-			set = append(set, c)
-		case !dropAll && (addAll || slices.Contains(defaultCapabilities, c)) && has(c):
-			set = append(set, c)
+		case !has(c):
+			continue
+		case sc.GetPrivileged():
+		case dropAll || !addAll && !slices.Contains(defaultCapabilities, c):
+			continue
+		}
+		set = append(set, c)
+		if raiseAll || slices.Contains(raise, c) {
+			ambient = append(ambient, c)
 		}
 	}
 	return &specs.LinuxCapabilities{
-		Bounding:  set,
-		Effective: slices.Clone(set),
-		Permitted: slices.Clone(set),
+		Bounding:    set,
+		Effective:   slices.Clone(set),
+		Permitted:   slices.Clone(set),
+		Inheritable: ambient,
+		Ambient:     slices.Clone(ambient),
 	}, nil
 }
 

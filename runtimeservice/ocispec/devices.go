@@ -26,7 +26,7 @@ var defaultDevices = [][2]int64{
 // that as permission for what it does not name (GHSA-g54h-m393-cpwq).
 func deviceRules(c Container) []specs.LinuxDeviceCgroup {
 	rules := []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
-	if c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
+	if c.AllDevices {
 		return append(rules, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
 	}
 	for _, d := range defaultDevices {

@@ -17,16 +17,16 @@
 // (errdefs.ErrNotImplemented), as is a value that makes no sense
 // (errdefs.ErrInvalidArgument) or that this node cannot give
 // (errdefs.ErrFailedPrecondition). Nothing is dropped in silence; what is
-// weakened because the node forbids more (an OOM score) or ignored because it
-// can have no effect (SELinux options without SELinux) is a warning in the
-// result of [Build] that the caller logs.
+// ignored because it can have no effect (SELinux options without SELinux) is a
+// warning in the result of [Build] that the caller logs. One thing is weakened
+// without: an OOM score that the node forbids ([Node].MinOOMScoreAdj).
 //
 // # What never reaches the spec
 //
 // Labels; annotations of the image, and those of pod and container that the
 // handler's list does not name ([AnnotationFilter]); hooks; sysctls (they
 // belong to the pod's namespaces and are written there, see
-// [ValidateSysctls]); host paths or programs named by the image. The
+// [Sysctls]); host paths or programs named by the image. The
 // invariants that every spec meets, whatever was asked, are checked by one
 // function at the end of Build, in invariants.go.
 package ocispec

@@ -74,6 +74,7 @@ func TestGolden(t *testing.T) {
 			sc.Privileged, sc.Seccomp, sc.Apparmor = true, runtimeDefault, runtimeDefault
 			sc.MaskedPaths, sc.ReadonlyPaths = kubeletMasked, kubeletReadonly
 			sc.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}}
+			c.AllDevices = true
 			mode, uid, gid := os.FileMode(0o660), uint32(0), uint32(6)
 			c.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8, Minor: 0, FileMode: &mode, UID: &uid, GID: &gid}}
 		}},

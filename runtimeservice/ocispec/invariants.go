@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // checkSpec holds what is true of every spec, whatever was asked for. It is
@@ -23,9 +24,15 @@ func checkSpec(n Node, s *specs.Spec) error {
 }
 
 // checkContainerSpec adds what is true of containers that are not privileged.
-func checkContainerSpec(n Node, s *specs.Spec, privileged bool) error {
-	if err := checkSpec(n, s); err != nil || privileged {
+func checkContainerSpec(n Node, s *specs.Spec, sc *runtimeapi.LinuxContainerSecurityContext) error {
+	if err := checkSpec(n, s); err != nil {
 		return err
+	}
+	if len(s.Process.Capabilities.Ambient) > 0 && len(sc.GetCapabilities().GetAddAmbientCapabilities()) == 0 {
+		return errors.New("the spec breaks an invariant: ambient capabilities that nobody asked for")
+	}
+	if sc.GetPrivileged() {
+		return nil
 	}
 	for _, m := range s.Mounts {
 		if (m.Type == "sysfs" || m.Type == "cgroup") && !slices.Contains(m.Options, "ro") {
@@ -54,8 +61,8 @@ func checkProcess(n Node, s *specs.Spec) error {
 		return fmt.Errorf("user %d, group %d", p.User.UID, p.User.GID)
 	case len(p.User.AdditionalGids) == 0 || p.User.AdditionalGids[0] != p.User.GID:
 		return fmt.Errorf("the primary group %d does not lead the groups %v", p.User.GID, p.User.AdditionalGids)
-	case p.Capabilities == nil || len(p.Capabilities.Inheritable) > 0 || len(p.Capabilities.Ambient) > 0:
-		return errors.New("inheritable or ambient capabilities")
+	case p.Capabilities == nil || !slices.Equal(p.Capabilities.Inheritable, p.Capabilities.Ambient):
+		return errors.New("inheritable capabilities that are not ambient")
 	case p.OOMScoreAdj == nil || *p.OOMScoreAdj < n.MinOOMScoreAdj || *p.OOMScoreAdj > 1000:
 		return errors.New("oom_score_adj")
 	case len(p.Rlimits) == 0:

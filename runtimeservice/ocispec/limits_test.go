@@ -171,7 +171,7 @@ func FuzzUnified(f *testing.F) {
 	})
 }
 
-func TestValidateSysctls(t *testing.T) {
+func TestSysctls(t *testing.T) {
 	for _, tc := range []struct {
 		name, value      string
 		hostNet, hostIPC bool
@@ -187,6 +187,9 @@ func TestValidateSysctls(t *testing.T) {
 		{"kernel.sem", "250 32000 100 128", false, false, true},
 		{"fs.mqueue.msg_max", "100", false, false, true},
 		{"kernel.domainname", "example.org", false, false, true},
+		{"net/ipv4/conf/eth0.100/forwarding", "1", false, false, true},
+		{"net.ipv4.conf.eth0/100.forwarding", "1", false, false, true},
+		{"kernel/shm_rmid_forced", "1", false, false, true},
 
 		{"net.ipv4.ip_forward", "1", true, false, false},    // CVE-2022-0532
 		{"kernel.shm_rmid_forced", "1", false, true, false}, // GHSA-w2j5-3rcx-vx7x
@@ -202,7 +205,15 @@ func TestValidateSysctls(t *testing.T) {
 		{"net.ipv4.x", "1\x00", false, false, false},
 		{"net.ipv4.x", strings.Repeat("1", 5000), false, false, false},
 		{"net.ipv4.x=1+y", "1", false, false, false},
-		{"net/ipv4/x", "1", false, false, false},
+		{"net/ipv4/ip_forward", "1", true, false, false},
+		{"kernel/shm_rmid_forced", "1", false, true, false},
+		{"kernel/core_pattern", "x", false, false, false},
+		{"net/../kernel/core_pattern", "1", false, false, false},
+		{"net/ipv4/./x", "1", false, false, false},
+		{"net/ipv4/.x", "1", false, false, false},
+		{"net//x", "1", false, false, false},
+		{"/net/ipv4/x", "1", false, false, false},
+		{"net.ipv4.conf.a/../b", "1", false, false, false},
 		{"net.ipv4/../../kernel/core_pattern", "1", false, false, false},
 		{"net..ipv4", "1", false, false, false},
 		{"net.ipv4.x ", "1", false, false, false},
@@ -211,23 +222,44 @@ func TestValidateSysctls(t *testing.T) {
 		{"net", "1", false, false, false},
 		{"", "1", false, false, false},
 	} {
-		err := ValidateSysctls(map[string]string{tc.name: tc.value}, tc.hostNet, tc.hostIPC)
+		_, err := Sysctls(map[string]string{tc.name: tc.value}, tc.hostNet, tc.hostIPC)
 		if (err == nil) != tc.ok || err != nil && !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%q = %.40q, host network %v, host IPC %v: %v", tc.name, tc.value, tc.hostNet, tc.hostIPC, err)
 		}
 	}
 }
 
-func FuzzValidateSysctls(f *testing.F) {
+// Both ways of writing a name are the same file, and only one value can be meant.
+func TestSysctlNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"net.ipv4.ip_forward": "net/ipv4/ip_forward", "net/ipv4/ip_forward": "net/ipv4/ip_forward",
+		"net.ipv4.conf.eth0/100.forwarding": "net/ipv4/conf/eth0.100/forwarding", "net/ipv4/conf/eth0.100/forwarding": "net/ipv4/conf/eth0.100/forwarding",
+	} {
+		files, err := Sysctls(map[string]string{name: "1"}, false, false)
+		if _, ok := files[want]; err != nil || !ok || len(files) != 1 {
+			t.Errorf("%s: %v, %v; want %s", name, files, err, want)
+		}
+	}
+	if _, err := Sysctls(map[string]string{"net.ipv4.ip_forward": "0", "net/ipv4/ip_forward": "1"}, false, false); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("one sysctl by two names: %v", err)
+	}
+}
+
+func FuzzSysctls(f *testing.F) {
 	f.Add("net.ipv4.ip_forward", "1")
 	f.Add("net.ipv4/../x", "1+kernel.core_pattern=x")
 	f.Fuzz(func(t *testing.T, name, value string) {
-		if ValidateSysctls(map[string]string{name: value}, false, false) != nil {
+		files, err := Sysctls(map[string]string{name: value}, false, false)
+		if err != nil {
 			return
 		}
-		file := path.Join("/proc/sys", strings.ReplaceAll(name, ".", "/"))
+		file := ""
+		for f := range files {
+			file = path.Join("/proc/sys", f)
+		}
+		_, err = Sysctls(map[string]string{name: value}, true, true)
 		if !slices.ContainsFunc([]string{"/proc/sys/net/", "/proc/sys/kernel/", "/proc/sys/fs/mqueue/"}, func(p string) bool { return strings.HasPrefix(file, p) }) ||
-			strings.ContainsAny(name+value, "+=\n\x00") || ValidateSysctls(map[string]string{name: value}, true, true) == nil {
+			strings.ContainsAny(name+value, "+=\n\x00") || err == nil {
 			t.Fatalf("%q = %q", name, value)
 		}
 	})

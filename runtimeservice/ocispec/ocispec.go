@@ -19,6 +19,7 @@ type Node struct {
 
 	// MinOOMScoreAdj is the lowest oom_score_adj that may be given: -1000, or
 	// the daemon's own when it lacks CAP_SYS_RESOURCE (proc_pid_oom_score_adj(5)).
+	// Lower ones are raised to it; the caller has warned of that once.
 	MinOOMScoreAdj int
 
 	// Capabilities are the ones that the daemon can hand on, in the form
@@ -98,8 +99,10 @@ type Container struct {
 	TargetPIDNS string  // PID namespace of the container that target_id names, when pid is TARGET
 	Mounts      []Mount // one per Config.Mounts, in that order
 
-	// Device nodes and cgroup rules for Config.Devices; for a privileged
-	// container the nodes of all the host's devices as well.
+	// Device nodes and cgroup rules for Config.Devices; with AllDevices, which a
+	// privileged container gets unless its handler says otherwise, the nodes of
+	// all the host's devices as well.
+	AllDevices  bool
 	Devices     []specs.LinuxDevice
 	DeviceRules []specs.LinuxDeviceCgroup
 

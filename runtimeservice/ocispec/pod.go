@@ -15,7 +15,7 @@ const podInitOOMScore = -998
 
 // ValidatePod refuses what a pod may not ask for, or cannot have yet, in its
 // security context and resources. The namespaces of the pod, its sysctls
-// ([ValidateSysctls]) and its cgroup_parent ([CgroupsPath]) have their own checks.
+// ([Sysctls]) and its cgroup_parent ([CgroupsPath]) have their own checks.
 func ValidatePod(n Node, cfg *runtimeapi.PodSandboxConfig) (warnings []string, err error) {
 	sc := cfg.GetLinux().GetSecurityContext()
 	if err := checkUserns(sc.GetNamespaceOptions()); err != nil {

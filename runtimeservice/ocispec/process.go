@@ -39,12 +39,9 @@ func process(n Node, p Pod, c Container) (*specs.Process, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	score, warning, err := oomScoreAdj(n, c.Config.GetLinux().GetResources())
+	score, err := oomScoreAdj(n, c.Config.GetLinux().GetResources())
 	if err != nil {
 		return nil, nil, err
-	}
-	if warning != "" {
-		warnings = append(warnings, warning)
 	}
 	return &specs.Process{
 		Terminal:        c.Config.GetTty(),
@@ -221,15 +218,12 @@ func beneath(p, dir string) bool {
 }
 
 // oomScoreAdj is what was asked for, raised to what the node may give.
-func oomScoreAdj(n Node, r *runtimeapi.LinuxContainerResources) (score int, warning string, err error) {
+func oomScoreAdj(n Node, r *runtimeapi.LinuxContainerResources) (int, error) {
 	asked := r.GetOomScoreAdj()
 	if asked < -1000 || asked > 1000 {
-		return 0, "", fmt.Errorf("oom_score_adj %d is not between -1000 and 1000: %w", asked, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("oom_score_adj %d is not between -1000 and 1000: %w", asked, errdefs.ErrInvalidArgument)
 	}
-	if asked < int64(n.MinOOMScoreAdj) {
-		return n.MinOOMScoreAdj, fmt.Sprintf("raised oom_score_adj from %d to %d, the lowest that this node may give without CAP_SYS_RESOURCE", asked, n.MinOOMScoreAdj), nil
-	}
-	return int(asked), "", nil
+	return max(int(asked), n.MinOOMScoreAdj), nil
 }
 
 // BuildExec is the process of an exec in the container that spec was built

@@ -100,8 +100,11 @@ func TestRefused(t *testing.T) {
 		{"no network namespace in a pod that should have one", never, "network", func(_ *Node, p *Pod, _ *Container) { p.NetNS = "" }},
 		{"no UTS namespace in a pod that should have one", never, "uts", func(_ *Node, p *Pod, _ *Container) { p.UTSNS = "" }},
 
-		{"ambient capability", missing, "add_ambient_capabilities", sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
-			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}
+		{"unknown ambient capability", invalid, "add_ambient_capabilities", sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"ROOT"}}
+		})},
+		{"ambient capability that is dropped", invalid, "add_ambient_capabilities: CAP_CHOWN", sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
+			s.Capabilities = &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}, DropCapabilities: []string{"CAP_CHOWN"}}
 		})},
 		{"unknown capability", invalid, "add_capabilities", sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
 			s.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"CAP_ROOT"}}

@@ -254,6 +254,7 @@ func TestRunReal(t *testing.T) {
 			p.Config.Linux.SecurityContext.Privileged = true
 			sc := c.Config.Linux.SecurityContext
 			sc.Privileged = true
+			c.AllDevices = true
 			sc.MaskedPaths = []string{"/proc/keys"} // ignored, as are profiles
 			sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_RuntimeDefault}
 			mode := os.FileMode(0o600)

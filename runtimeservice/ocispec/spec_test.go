@@ -154,6 +154,38 @@ func TestCapabilities(t *testing.T) {
 	}
 }
 
+// TestAmbientCapabilities: what is ambient is permitted and inheritable, and nothing else is inheritable.
+func TestAmbientCapabilities(t *testing.T) {
+	for _, tc := range []struct {
+		ask     *runtimeapi.Capability
+		priv    bool
+		set     []string // bounding, permitted and effective
+		ambient []string
+	}{
+		{ask: &runtimeapi.Capability{AddAmbientCapabilities: []string{"net_bind_service"}, DropCapabilities: []string{"ALL"}},
+			set: []string{"CAP_NET_BIND_SERVICE"}, ambient: []string{"CAP_NET_BIND_SERVICE"}},
+		{ask: &runtimeapi.Capability{AddAmbientCapabilities: []string{"SYS_TIME"}, AddCapabilities: []string{"CHOWN"}, DropCapabilities: []string{"ALL"}},
+			set: []string{"CAP_CHOWN", "CAP_SYS_TIME"}, ambient: []string{"CAP_SYS_TIME"}},
+		{ask: &runtimeapi.Capability{AddAmbientCapabilities: []string{"ALL"}, AddCapabilities: []string{"CHOWN"}, DropCapabilities: []string{"ALL"}},
+			set: []string{"CAP_CHOWN"}, ambient: []string{"CAP_CHOWN"}},
+		{ask: &runtimeapi.Capability{AddAmbientCapabilities: []string{"KILL"}, DropCapabilities: []string{"KILL"}}, priv: true,
+			set: knownCapabilities, ambient: []string{"CAP_KILL"}},
+	} {
+		got, err := capabilities(Node{}, &runtimeapi.LinuxContainerSecurityContext{Privileged: tc.priv, Capabilities: tc.ask})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, set := range [][]string{got.Bounding, got.Effective, got.Permitted} {
+			if !slices.Equal(set, tc.set) {
+				t.Errorf("%v: got %q, want %q", tc.ask, set, tc.set)
+			}
+		}
+		if !slices.Equal(got.Ambient, tc.ambient) || !slices.Equal(got.Inheritable, tc.ambient) {
+			t.Errorf("%v: ambient %q, inheritable %q; want both %q", tc.ask, got.Ambient, got.Inheritable, tc.ambient)
+		}
+	}
+}
+
 func TestMaskedPaths(t *testing.T) {
 	_, p, c := testNode(), testPod(), testContainer()
 	security(c).MaskedPaths = []string{"/bin/ls", "/proc/kcore/"}
@@ -316,6 +348,9 @@ func TestInvariants(t *testing.T) {
 		func(s *specs.Spec) { s.Process.User.AdditionalGids = nil },
 		func(s *specs.Spec) { s.Process.Capabilities.Inheritable = []string{"CAP_CHOWN"} },
 		func(s *specs.Spec) { s.Process.Capabilities.Ambient = []string{"CAP_CHOWN"} },
+		func(s *specs.Spec) {
+			s.Process.Capabilities.Inheritable, s.Process.Capabilities.Ambient = []string{"CAP_CHOWN"}, []string{"CAP_CHOWN"}
+		},
 		func(s *specs.Spec) { s.Process.OOMScoreAdj = nil },
 		func(s *specs.Spec) { s.Process.Rlimits = nil },
 		func(s *specs.Spec) { s.Root.Path = "rootfs" },
@@ -344,7 +379,7 @@ func TestInvariants(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if spoil(spec); checkContainerSpec(testNode(), spec, false) == nil {
+		if spoil(spec); checkContainerSpec(testNode(), spec, nil) == nil {
 			t.Errorf("breach %d is not found", i)
 		}
 	}

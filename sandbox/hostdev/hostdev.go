@@ -43,6 +43,9 @@ func Devices(hostPath, containerPath, permissions string) ([]specs.LinuxDevice, 
 	if containerPath == "" {
 		containerPath = hostPath
 	}
+	if slices.Contains(strings.Split(containerPath, "/"), "..") {
+		return nil, nil, fmt.Errorf("device %q: container_path %q holds \"..\": %w", hostPath, containerPath, errdefs.ErrInvalidArgument)
+	}
 	containerPath = path.Clean(containerPath)
 	nodes, err := find(hostPath, containerPath)
 	if err != nil {

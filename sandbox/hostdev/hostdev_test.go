@@ -35,6 +35,9 @@ func TestDevice(t *testing.T) {
 	if !r.Allow || r.Type != "c" || *r.Major != 1 || *r.Minor != 3 || r.Access != "rw" {
 		t.Errorf("rule %+v", r)
 	}
+	if _, _, err := Devices("/dev/zero", "/dev/../x", "r"); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("a container path with ..: %v", err)
+	}
 	if nodes, _, err := Devices("/dev/zero", "", "r"); err != nil || nodes[0].Path != "/dev/zero" {
 		t.Errorf("without a container path: %+v, %v", nodes, err)
 	}

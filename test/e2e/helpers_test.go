@@ -109,6 +109,11 @@ func (n *node) removePod(id string) error {
 	return err
 }
 
+// in is the pod for a subtest: its failures are the subtest's.
+func (p *pod) in(t *testing.T) *pod {
+	return &pod{node: &node{Instance: p.Instance, t: t}, id: p.id, config: p.config}
+}
+
 func (p *pod) status() *runtimeapi.PodSandboxStatus {
 	p.t.Helper()
 	resp, err := p.Runtime.PodSandboxStatus(p.context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})

@@ -58,8 +58,7 @@ func TestSecurityContext(t *testing.T) {
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			here := &pod{node: &node{Instance: n.Instance, t: t}, id: p.id, config: p.config}
-			got, _ := here.output(strings.ReplaceAll(name, " ", "-"), row.script, security(row.change), func(c *runtimeapi.ContainerConfig) {
+			got, _ := p.in(t).output(strings.ReplaceAll(name, " ", "-"), row.script, security(row.change), func(c *runtimeapi.ContainerConfig) {
 				if row.image != "" {
 					c.Image = &runtimeapi.ImageSpec{Image: row.image, UserSpecifiedImage: row.image}
 				}
@@ -82,24 +81,6 @@ func TestLocalhostSeccompProfile(t *testing.T) {
 	}))
 	if want := "chmod: /tmp: Operation not permitted\ncode 1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-func TestPrivileged(t *testing.T) {
-	n := newNode(t)
-	p := n.runPod("pod", func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true })
-	privileged := func(s *securityContext) { s.Privileged = true }
-	script := "mount -t tmpfs none /mnt 2>/dev/null || { mkdir -p /mnt && mount -t tmpfs none /mnt; } && echo mounts; ls /dev | grep -c -w -e kmsg -e mem -e null"
-	if got, code := p.output("privileged", script, security(privileged)); code != 0 || !strings.HasPrefix(got, "mounts\n") {
-		t.Errorf("privileged: %q, code %d", got, code)
-	}
-	if got, _ := p.output("plain", script); strings.HasPrefix(got, "mounts\n") {
-		t.Errorf("not privileged: %q", got)
-	}
-	// Only a privileged pod may have privileged containers.
-	plain := n.runPod("plain")
-	if _, err := plain.tryCreate(plain.containerConfig("c", forever, security(privileged))); err == nil {
-		t.Error("a privileged container in a pod that is not")
 	}
 }
 

@@ -22,15 +22,16 @@ const (
 // Config is the whole configuration. It comes settled from [Load]: no path is
 // empty but Supervisor, when there is none to be found.
 type Config struct {
-	Root           string `toml:"root" comment:"State that outlives a reboot: images, records, leases of addresses. One instance at a time."`
-	Run            string `toml:"run" comment:"State until the next reboot: namespaces, bundles, mounts, the socket."`
-	Socket         string `toml:"socket" comment:"Unix socket of the CRI, at most 107 bytes. Default: gantry.sock in run."`
-	Supervisor     string `toml:"supervisor" comment:"The gantry-supervisor binary. Default: the one beside the gantry binary, else in PATH."`
-	DefaultRuntime string `toml:"default_runtime" comment:"The runtime of pods that name none. Default: runc, else crun, else the first by name."`
-	CgroupDriver   string `toml:"cgroup_driver" comment:"How cgroups are made, as the kubelet's cgroupDriver: \"cgroupfs\" or \"systemd\"."`
-	ShmSize        Size   `toml:"shm_size" comment:"Size of a pod's /dev/shm."`
-	SeccompDir     string `toml:"seccomp_dir" comment:"Where localhost seccomp profiles with a relative name lie."`
-	LogLevel       int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
+	Root            string `toml:"root" comment:"State that outlives a reboot: images, records, leases of addresses. One instance at a time."`
+	Run             string `toml:"run" comment:"State until the next reboot: namespaces, bundles, mounts, the socket."`
+	Socket          string `toml:"socket" comment:"Unix socket of the CRI, at most 107 bytes. Default: gantry.sock in run."`
+	Supervisor      string `toml:"supervisor" comment:"The gantry-supervisor binary. Default: the one beside the gantry binary, else in PATH."`
+	DefaultRuntime  string `toml:"default_runtime" comment:"The runtime of pods that name none. Default: runc, else crun, else the first by name."`
+	CgroupDriver    string `toml:"cgroup_driver" comment:"How cgroups are made, as the kubelet's cgroupDriver: \"cgroupfs\" or \"systemd\"."`
+	ShmSize         Size   `toml:"shm_size" comment:"Size of a pod's /dev/shm."`
+	SeccompDir      string `toml:"seccomp_dir" comment:"Where localhost seccomp profiles with a relative name lie."`
+	DeviceOwnership bool   `toml:"device_ownership_from_security_context" comment:"Give the devices of a pod spec to the run_as_user and run_as_group of the container; otherwise they are their owner's on the host."`
+	LogLevel        int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
 
 	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
 	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
