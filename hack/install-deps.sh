@@ -3,8 +3,8 @@
 # what it does, and is done at once when nothing is missing.
 #   Debian packages (as root): busybox-static for the test images; gcc and libc6-dev for Go's race detector, with
 #   libseccomp-dev and pkg-config when runc has to be built; make, git, procps and ca-certificates. With the
-#   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, and umoci, whose unpacking
-#   is compared with Gantry's.
+#   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, umoci, whose unpacking
+#   is compared with Gantry's, and crun, the other OCI runtime.
 #   With vm qemu, Debian's cloud kernel and the programs that the virtual machine of hack/test-vm.sh has.
 #   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
 set -euo pipefail
@@ -43,7 +43,7 @@ install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "m
 	"git=command -v git" "procps=command -v pgrep" "busybox-static=static_busybox" \
 	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
 if [[ ${1:-} == test ]]; then
-	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci"
+	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci" "crun=command -v crun"
 fi
 if [[ ${1:-} == vm ]]; then
 	install_packages "qemu-system-x86=command -v qemu-system-x86_64" "linux-image-cloud-amd64=ls /boot/vmlinuz-*-cloud-amd64" \

@@ -58,10 +58,6 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 	if err := c.pod.mustBeReady(); err != nil {
 		return err
 	}
-	h, err := s.handler(c.pod.handler)
-	if err != nil {
-		return err
-	}
 	if err := c.on(lifecycle.ContainerStart); err != nil {
 		return err
 	}
@@ -70,7 +66,7 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 	}
 	cc, began := c.getConfig(), s.index.now()
 	pid, err := s.host.Start(ctx, sandbox.Container{
-		ID: c.id, Runtime: s.runtime(h), Cgroup: c.cgroup, LogDir: c.pod.config.GetLogDirectory(), LogPath: cc.GetLogPath(),
+		ID: c.id, Runtime: c.runtime, Cgroup: c.cgroup, LogDir: c.pod.config.GetLogDirectory(), LogPath: cc.GetLogPath(),
 		Terminal: cc.GetTty(), Stdin: cc.GetStdin(), StdinOnce: cc.GetStdinOnce(),
 	})
 	switch {

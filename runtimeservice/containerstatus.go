@@ -135,7 +135,7 @@ func (s *containers) containerInfo(c *container) (map[string]string, error) {
 	c.mu.Unlock()
 	info := map[string]any{
 		"sandboxID": c.pod.id, "pid": pid, "image": c.imageName, "cgroup": c.cgroup,
-		"runtimeType": c.pod.handler, "config": json.RawMessage(configJSON),
+		"runtimeType": c.pod.runtime, "config": json.RawMessage(configJSON),
 	}
 	if spec, err := s.host.ReadBundle(c.id); err == nil { // it may be removed at this moment
 		info["runtimeSpec"] = spec

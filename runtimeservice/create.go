@@ -74,6 +74,10 @@ func (s *containers) newContainer(ctx context.Context, p *pod, cc *runtimeapi.Co
 	if err != nil {
 		return nil, err
 	}
+	h, err := s.handler(p.runtime)
+	if err != nil {
+		return nil, err
+	}
 	if cc, err = s.withImageIDs(ctx, cc); err != nil {
 		return nil, err
 	}
@@ -88,7 +92,7 @@ func (s *containers) newContainer(ctx context.Context, p *pod, cc *runtimeapi.Co
 	c := &container{
 		id: newID(), pod: p, createdAt: s.index.now(), bootID: s.bootID,
 		key:     containerKey{pod: p.id, name: cc.GetMetadata().GetName(), attempt: cc.GetMetadata().GetAttempt()},
-		imageID: img.ID, imageRef: img.ID, imageName: imageName(cc.GetImage(), img), stopSignal: sig,
+		imageID: img.ID, imageRef: img.ID, imageName: imageName(cc.GetImage(), img), stopSignal: sig, runtime: s.runtime(h),
 		op: newOpLock(), made: make(chan struct{}), exited: make(chan struct{}),
 		state: lifecycle.ContainerCreating, config: cc, configJSON: configJSON,
 	}
@@ -149,7 +153,7 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 	if err != nil {
 		return err
 	}
-	h, err := s.handler(c.pod.handler)
+	h, err := s.handler(c.runtime.Handler)
 	if err != nil {
 		return err
 	}

@@ -49,6 +49,7 @@ type pod struct {
 	id         string
 	key        podKey
 	handler    string // as requested
+	runtime    string // name of the handler that was taken
 	config     *runtimeapi.PodSandboxConfig
 	configJSON []byte // config as it stands in the record
 	own        sandbox.Namespaces
@@ -79,7 +80,7 @@ func (p *pod) snapshot() store.Pod {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return store.Pod{
-		State: p.state, BootID: p.bootID, CreatedAt: p.createdAt, Handler: p.handler, Config: p.configJSON,
+		State: p.state, BootID: p.bootID, CreatedAt: p.createdAt, Handler: p.handler, Runtime: p.runtime, Config: p.configJSON,
 		IPs: slices.Clone(p.ips), Cgroups: slices.Clone(p.cgroups),
 	}
 }
@@ -135,6 +136,7 @@ type container struct {
 	cgroup     string
 	stopSignal int
 	user       user
+	runtime    sandbox.Runtime // what it is started with
 
 	op     opLock        // see doc.go
 	made   chan struct{} // closed when CreateContainer has ended, well or not
@@ -169,12 +171,14 @@ type user struct {
 }
 
 func (c *container) snapshot() store.Container {
+	runtime := store.Runtime(c.runtime)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return store.Container{
 		State: c.state, BootID: c.bootID, Pod: c.key.pod, CreatedAt: c.createdAt, StartedAt: c.startedAt, FinishedAt: c.finishedAt,
 		ExitCode: c.exitCode, Reason: c.reason, Message: c.message, Config: c.configJSON, ImageID: c.imageID, ImageRef: c.imageRef,
 		ImageName: c.imageName, Cgroup: c.cgroup, StopSignal: c.stopSignal, UID: c.user.uid, GID: c.user.gid, Groups: c.user.groups,
+		Runtime: &runtime,
 	}
 }
 

@@ -186,13 +186,13 @@ func portMappings(in []*runtimeapi.PortMapping) ([]cni.PortMapping, error) {
 }
 
 // newPod is a pod in the state Creating that nobody knows yet.
-func (s *pods) newPod(req *runtimeapi.RunPodSandboxRequest, plan podPlan) (*pod, error) {
+func (s *pods) newPod(req *runtimeapi.RunPodSandboxRequest, plan podPlan, h Handler) (*pod, error) {
 	configJSON, err := protojson.Marshal(req.GetConfig())
 	if err != nil {
 		return nil, fmt.Errorf("encoding the pod's config: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return &pod{
-		id: newID(), key: keyOfPod(req.GetConfig()), handler: req.GetRuntimeHandler(), config: req.GetConfig(), configJSON: configJSON,
+		id: newID(), key: keyOfPod(req.GetConfig()), handler: req.GetRuntimeHandler(), runtime: h.Name, config: req.GetConfig(), configJSON: configJSON,
 		own: plan.sandbox.Namespaces, createdAt: s.index.now(), bootID: s.bootID, feed: s.feed,
 		op: newOpLock(), made: make(chan struct{}), state: lifecycle.PodCreating,
 	}, nil

@@ -37,7 +37,7 @@ func (s *pods) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxR
 		klog.FromContext(ctx).Info("Pod is not made quite as asked for", "because", w)
 	}
 	for {
-		p, err := s.newPod(req, plan)
+		p, err := s.newPod(req, plan, h)
 		if err != nil {
 			return nil, err
 		}

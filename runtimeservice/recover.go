@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,7 +103,7 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 		return fmt.Errorf("its config: %w", err)
 	}
 	p := &pod{
-		id: id, key: keyOfPod(cfg), handler: rec.Handler, config: cfg, configJSON: rec.Config, own: own,
+		id: id, key: keyOfPod(cfg), handler: rec.Handler, runtime: cmp.Or(rec.Runtime, rec.Handler, c.cfg.DefaultHandler), config: cfg, configJSON: rec.Config, own: own,
 		createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
 		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups,
 	}
@@ -127,6 +128,11 @@ func (c *core) loadContainer(id string, rec store.Container) error {
 		op: newOpLock(), made: make(chan struct{}), exited: make(chan struct{}),
 		state: rec.State, config: cfg, configJSON: rec.Config, startedAt: rec.StartedAt, finishedAt: rec.FinishedAt,
 		exitCode: rec.ExitCode, reason: rec.Reason, message: rec.Message,
+	}
+	if rec.Runtime != nil {
+		ctr.runtime = sandbox.Runtime(*rec.Runtime)
+	} else if h, err := c.handler(p.runtime); err == nil {
+		ctr.runtime = c.runtime(h)
 	}
 	close(ctr.made)
 	if ctr.state == lifecycle.ContainerExited || ctr.state == lifecycle.ContainerRemoving {

@@ -165,7 +165,7 @@ func (c *core) handler(name string) (Handler, error) {
 }
 
 func (c *core) runtime(h Handler) sandbox.Runtime {
-	return sandbox.Runtime{Handler: h.Name, Path: h.Path, Systemd: c.cfg.SystemdCgroup}
+	return sandbox.Runtime{Handler: h.Name, Path: h.Path, Root: h.Root, Options: h.Options, Systemd: c.cfg.SystemdCgroup}
 }
 
 // newID draws the id of a pod or container: 32 random bytes in hexadecimal.

@@ -18,9 +18,11 @@ import (
 
 // Runtime is an OCI runtime, such as runc, as a handler of the configuration names it.
 type Runtime struct {
-	Handler string // name of the handler, also of its state directory
-	Path    string // absolute path of the binary
-	Systemd bool   // it makes cgroups through systemd
+	Handler string   // its name
+	Path    string   // absolute path of the binary
+	Root    string   // its state directory, absolute; "" = runtimes/<Handler> in the run directory
+	Options []string // further global options of its command line
+	Systemd bool     // it makes cgroups through systemd
 }
 
 // Container is what [Host.Start] starts: a bundle made by [Host.WriteBundle].
@@ -74,12 +76,14 @@ func (h *Host) ReadBundle(id string) (*specs.Spec, error) {
 // process id of its first process. When it fails, or ctx ends first, nothing
 // of the container runs, and Start may be called again.
 func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
+	root := c.Runtime.Root
+	if root == "" {
+		root = filepath.Join(h.runDir, "runtimes", c.Runtime.Handler)
+	}
 	return h.sup.Run(ctx, supervisor.RunRequest{
 		ID: c.ID,
 		Runtime: supervisor.Runtime{
-			Path:          c.Runtime.Path,
-			Root:          filepath.Join(h.runDir, "runtimes", c.Runtime.Handler),
-			SystemdCgroup: c.Runtime.Systemd,
+			Path: c.Runtime.Path, Root: root, Options: c.Runtime.Options, SystemdCgroup: c.Runtime.Systemd,
 		},
 		Bundle:      h.bundle(c.ID),
 		LogDir:      c.LogDir,

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
+	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"golang.org/x/sys/unix"
 )
 
 // OldestOCIVersion is what every OCI runtime of these years understands; specs
@@ -19,14 +23,16 @@ import (
 const OldestOCIVersion = "1.0.2"
 
 // Features is what an OCI runtime says that it can do (runtime-spec,
-// features.md). Of a runtime that is not Known only OCIVersion is set, to the
-// oldest: what else it can do is not known.
+// features.md). Of a runtime that is not Known only its version and OCIVersion
+// are set, the latter to the oldest: what else it can do is not known.
 type Features struct {
 	Known      bool   // it has the command "features"
 	OCIVersion string // newest that it understands
 
+	Program, Version string // as it calls itself, "runc" and "1.5.2"; both "" where it does not tell
+
 	Namespaces        []string // as in the spec: "user", "cgroup", "time", ...
-	RecursiveReadOnly bool     // the mount option "rro"
+	RecursiveReadOnly bool     // the mount option "rro", and the kernel can
 	IDMappedMounts    bool
 
 	CgroupV1, CgroupV2, CgroupSystemd bool
@@ -37,36 +43,81 @@ type Features struct {
 
 const (
 	probeTimeout = 10 * time.Second
-	probeOutput  = 1 << 20
+	probeOutput  = 1 << 20 // bytes of its answer
+	probeText    = 4 << 10 // bytes of its complaint
 )
 
-// ProbeRuntime asks the OCI runtime at path for its features
-// (runtime-spec, features.md). A runtime without that command is an old one
-// and no error; one that cannot be executed, or does not answer, is.
-func ProbeRuntime(ctx context.Context, path string) (Features, error) {
+// ProbeRuntime asks the OCI runtime at path, with the options that its handler
+// has, for its version and its features (runtime-spec, features.md). A runtime
+// without the command "features" is an old one and no error; one that cannot be
+// executed, does not answer, or does not take the options, is.
+func ProbeRuntime(ctx context.Context, path string, options []string) (Features, error) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "features")
+	version, err := ask(ctx, path, options, "--version")
+	if err != nil {
+		return Features{}, err
+	}
+	got := Features{OCIVersion: OldestOCIVersion}
+	out, err := ask(ctx, path, options, "features")
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused): // the version was told, so it runs: the command is one that it does not know
+	case err != nil:
+		return Features{}, err
+	default:
+		var f features.Features
+		if err := json.Unmarshal(out, &f); err != nil {
+			return Features{}, fmt.Errorf("%s features: %w", path, err)
+		}
+		got = parseFeatures(f)
+	}
+	got.RecursiveReadOnly = got.RecursiveReadOnly && hasMountSetattr()
+	if m := versionLine.FindSubmatch(version); m != nil {
+		got.Program, got.Version = string(m[1]), string(m[2])
+	}
+	return got, nil
+}
+
+// versionLine is the first line of what runc, crun, youki and runsc say to --version.
+var versionLine = regexp.MustCompile(`^([A-Za-z][\w.-]{0,31}) version:? (?:release-)?v?(\d[\w.+~-]{0,63})`)
+
+// refusedError is a command that ended with an exit status that is not 0.
+type refusedError struct {
+	command, output string
+	err             error
+}
+
+func (e *refusedError) Error() string { return fmt.Sprintf("%s: %s (%v)", e.command, e.output, e.err) }
+
+// ask runs one command of an OCI runtime that makes nothing.
+func ask(ctx context.Context, path string, options []string, command string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, path, append(slices.Clone(options), command)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	var out bytes.Buffer
-	cmd.Stdout = limitWriter{&out, probeOutput}
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return Features{}, fmt.Errorf("%s features: no answer within %v: %w", path, probeTimeout, ctx.Err())
-		}
-		if cmd.ProcessState == nil {
-			return Features{}, fmt.Errorf("%s features: %w", path, err)
-		}
-		return Features{OCIVersion: OldestOCIVersion}, nil
+	out, text := limited{n: probeOutput, strict: true}, limited{n: probeText}
+	cmd.Stdout, cmd.Stderr = &out, &text
+	err := cmd.Run()
+	var status *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("%s %s: no answer within %v: %w", path, command, probeTimeout, ctx.Err())
+	case out.over:
+		return nil, fmt.Errorf("%s %s: more than %d bytes of output", path, command, probeOutput)
+	case errors.As(err, &status):
+		return nil, &refusedError{path + " " + command, strings.Join(strings.Fields(text.b.String()), " "), err}
+	case err != nil:
+		return nil, fmt.Errorf("%s %s: %w", path, command, err)
 	}
-	var f features.Features
-	if err := json.Unmarshal(out.Bytes(), &f); err != nil {
-		return Features{}, fmt.Errorf("%s features: %w", path, err)
-	}
-	return parseFeatures(f), nil
+	return out.b.Bytes(), nil
+}
+
+// hasMountSetattr is whether the kernel (5.12) can make a mount and those below
+// it read-only, which a runtime with "rro" needs.
+func hasMountSetattr() bool {
+	return unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) != unix.ENOSYS
 }
 
 func parseFeatures(f features.Features) Features {
@@ -93,15 +144,20 @@ func parseFeatures(f features.Features) Features {
 	return got
 }
 
-// limitWriter fails when more than n bytes have been written to b.
-type limitWriter struct {
-	b *bytes.Buffer
-	n int
+// limited keeps the first n bytes that are written to it. Those that follow
+// are an error for the writer of a strict one, who is stopped by it.
+type limited struct {
+	b            bytes.Buffer // not embedded: io.Copy would find its ReadFrom, which has no limit
+	n            int
+	strict, over bool
 }
 
-func (w limitWriter) Write(p []byte) (int, error) {
-	if w.b.Len()+len(p) > w.n {
-		return 0, fmt.Errorf("more than %d bytes of output: %w", w.n, io.ErrShortWrite)
+func (l *limited) Write(p []byte) (int, error) {
+	fits := min(len(p), l.n-l.b.Len())
+	l.over = l.over || fits < len(p)
+	if l.over && l.strict {
+		return 0, io.ErrShortWrite
 	}
-	return w.b.Write(p)
+	_, _ = l.b.Write(p[:fits]) // never fails
+	return len(p), nil
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -44,76 +43,39 @@ func checkRuntimes(ctx context.Context, r *report, cfg config.Config, dir, rootf
 		if name == cfg.DefaultRuntime {
 			what, bad = what+" (default)", r.fail
 		}
-		path := cfg.Runtimes[name].Path
+		rt := cfg.Runtimes[name]
 		if err := missing[name]; err != nil {
 			bad(what, err.Error())
 			continue
 		}
-		features, err := sandbox.ProbeRuntime(ctx, path)
+		features, err := sandbox.ProbeRuntime(ctx, rt.Path, rt.Options)
 		if err != nil {
-			bad(what, fmt.Sprintf("%v; install a working one", err))
+			bad(what, fmt.Sprintf("%v; install a working one, or correct its options", err))
 			continue
 		}
-		program, version := runtimeVersion(ctx, path)
-		if fixed := vulnerable(program, version); fixed != "" {
-			r.warn(what, fmt.Sprintf("%s %s has known holes; install %s, unless your distribution has mended this one", program, version, fixed))
+		known := judge(features.Program, features.Version)
+		if known.open {
+			r.warn(what, known.detail)
 		}
-		probe := containerProbe{path: path, dir: filepath.Join(dir, "runtime-"+name), rootfs: rootfs, ociVersion: features.OCIVersion, systemd: cfg.CgroupDriver == config.Systemd}
+		probe := containerProbe{
+			path: rt.Path, options: rt.Options, dir: filepath.Join(dir, "runtime-"+name), rootfs: rootfs,
+			ociVersion: features.OCIVersion, systemd: cfg.CgroupDriver == config.Systemd,
+		}
 		if err := probe.run(ctx); err != nil {
-			bad(what, fmt.Sprintf("%s starts no container: %v", path, err))
+			bad(what, fmt.Sprintf("%s starts no container: %v", rt.Path, err))
 			continue
 		}
-		r.ok(what, fmt.Sprintf("%s starts a container (%s, OCI %s)", path, strings.TrimSpace(program+" "+version), features.OCIVersion))
-	}
-}
-
-var versionLine = regexp.MustCompile(`^([A-Za-z][\w.-]*) version v?(\d\S*)`)
-
-// runtimeVersion asks an OCI runtime for its own name and version; both are "" if it does not tell.
-func runtimeVersion(ctx context.Context, path string) (program, version string) {
-	out, err := tool(ctx, "", path, "--version")
-	if err != nil {
-		return "", ""
-	}
-	if m := versionLine.FindStringSubmatch(out); m != nil {
-		return m[1], m[2]
-	}
-	return "", ""
-}
-
-var versionNumber = regexp.MustCompile(`^(\d+)\.(\d+)(?:\.(\d+))?(?:-rc\.?(\d+))?`)
-
-// vulnerable names the versions to be used instead of one with known holes: the
-// container escapes of November 2025 through masked paths and /dev/console
-// (CVE-2025-31133, -52565, -52881) in runc, and what crun mended until 1.27. ""
-// stands for none known.
-func vulnerable(program, version string) (fixed string) {
-	m := versionNumber.FindStringSubmatch(version)
-	if m == nil {
-		return ""
-	}
-	var v [4]int // major, minor, patch, release candidate
-	for i := range v {
-		v[i], _ = strconv.Atoi(m[i+1]) // digits or nothing
-	}
-	before := func(w ...int) bool { return slices.Compare(v[:len(w)], w) < 0 }
-	candidate := m[4] != ""
-	switch program {
-	case "runc":
-		if before(1, 2, 8) || v[0] == 1 && v[1] == 3 && before(1, 3, 3) || v[0] == 1 && v[1] == 4 && v[2] == 0 && candidate && v[3] < 3 {
-			return "runc 1.2.8, 1.3.3, 1.4.0 or newer"
-		}
-	case "crun":
-		if before(1, 27) {
-			return "crun 1.27 or newer"
+		r.ok(what, fmt.Sprintf("%s starts a container (%s, OCI %s)", rt.Path, strings.TrimSpace(features.Program+" "+features.Version), features.OCIVersion))
+		if known.detail != "" && !known.open {
+			r.ok(what, known.detail)
 		}
 	}
-	return ""
 }
 
 // containerProbe starts one container as Gantry would: run --detach, kill, delete.
 type containerProbe struct {
 	path, dir, rootfs, ociVersion string
+	options                       []string
 	systemd                       bool
 }
 
@@ -199,7 +161,7 @@ func (p containerProbe) call(ctx context.Context, args ...string) (string, error
 	if p.systemd {
 		global = append(global, "--systemd-cgroup")
 	}
-	return tool(ctx, p.dir, p.path, append(global, args...)...)
+	return tool(ctx, p.dir, p.path, slices.Concat(global, p.options, args)...)
 }
 
 // reap waits for the container's process, so that the doctor leaves no zombie.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -84,24 +85,32 @@ func leaveNothing(ctx context.Context, networks *cni.Networks) error {
 	return nil
 }
 
-// probeHandlers asks every configured OCI runtime what it can do, by name. One
+// probeHandlers asks every configured OCI runtime what it can do, all at once,
+// so that one that hangs delays the start by its time limit and no more. One
 // that does not answer keeps its pods from running, not the others'.
 func probeHandlers(ctx context.Context, cfg config.Config) []runtimeservice.Handler {
-	var out []runtimeservice.Handler
 	missing := cfg.Missing()
-	for _, name := range slices.Sorted(maps.Keys(cfg.Runtimes)) {
+	names := slices.Sorted(maps.Keys(cfg.Runtimes))
+	out := make([]runtimeservice.Handler, len(names))
+	var probes sync.WaitGroup
+	for i, name := range names {
 		r := cfg.Runtimes[name]
-		h := runtimeservice.Handler{
+		out[i] = runtimeservice.Handler{
 			Name: name, Path: r.Path, Root: r.Root, Options: r.Options, Annotations: r.Annotations,
 			PrivilegedWithoutHostDevices: r.PrivilegedWithoutHostDevices, CgroupWritable: r.CgroupWritable, Err: missing[name],
 		}
-		if h.Err == nil {
-			h.Features, h.Err = sandbox.ProbeRuntime(ctx, h.Path)
+		if missing[name] == nil {
+			probes.Go(func() { out[i].Features, out[i].Err = sandbox.ProbeRuntime(ctx, r.Path, r.Options) })
 		}
+	}
+	probes.Wait()
+	log := klog.FromContext(ctx)
+	for _, h := range out {
 		if h.Err != nil {
-			klog.FromContext(ctx).Error(h.Err, "Pods of this runtime cannot be run", "runtime", name)
+			log.Error(h.Err, "Pods of this runtime cannot be run", "runtime", h.Name)
+		} else if known := judge(h.Features.Program, h.Features.Version); known.open {
+			log.Info("Warning: the OCI runtime has known holes", "runtime", h.Name, "path", h.Path, "detail", known.detail)
 		}
-		out = append(out, h)
 	}
 	return out
 }

@@ -9,12 +9,14 @@ import (
 
 // Pod is the record of a pod sandbox.
 type Pod struct {
-	State     lifecycle.Pod   `json:"state"`
-	BootID    string          `json:"bootID"`
-	CreatedAt int64           `json:"createdAt"`
-	Handler   string          `json:"handler"` // as requested; "" = the default
-	Config    json.RawMessage `json:"config"`  // runtimeapi.PodSandboxConfig
-	IPs       []netip.Addr    `json:"ips,omitempty"`
+	State     lifecycle.Pod `json:"state"`
+	BootID    string        `json:"bootID"`
+	CreatedAt int64         `json:"createdAt"`
+	Handler   string        `json:"handler"` // as requested; "" = the default
+	// Runtime is the name of the handler that was taken: that of "" may become another.
+	Runtime string          `json:"runtime,omitempty"`
+	Config  json.RawMessage `json:"config"` // runtimeapi.PodSandboxConfig
+	IPs     []netip.Addr    `json:"ips,omitempty"`
 	// Cgroups that were made for this pod, because its cgroup_parent did not
 	// exist, and that go with it.
 	Cgroups []string `json:"cgroups,omitempty"`
@@ -40,4 +42,15 @@ type Container struct {
 	UID        uint32              `json:"uid"`
 	GID        uint32              `json:"gid"`
 	Groups     []uint32            `json:"groups,omitempty"`
+	// Runtime is what the container is started with, whatever becomes of its handler. Absent in records of old.
+	Runtime *Runtime `json:"runtime,omitempty"`
+}
+
+// Runtime is an OCI runtime as a handler named it when a container was made.
+type Runtime struct {
+	Handler string   `json:"handler"`
+	Path    string   `json:"path"`
+	Root    string   `json:"root"`
+	Options []string `json:"options,omitempty"`
+	Systemd bool     `json:"systemd,omitempty"`
 }

@@ -16,9 +16,10 @@ type Config struct {
 
 // Runtime is an OCI runtime and where it keeps its state.
 type Runtime struct {
-	Path          string `json:"path"` // of the binary, absolute
-	Root          string `json:"root"` // its --root
-	SystemdCgroup bool   `json:"systemdCgroup,omitempty"`
+	Path          string   `json:"path"`              // of the binary, absolute
+	Root          string   `json:"root"`              // its --root
+	Options       []string `json:"options,omitempty"` // further global options, each beginning with "--"; since version 2
+	SystemdCgroup bool     `json:"systemdCgroup,omitempty"`
 }
 
 // RunRequest is a container to start.

@@ -175,11 +175,15 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 	if err != nil {
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
-	conn, err := c.dial(ctx)
+	conn, version, err := c.dial(ctx)
 	if err != nil {
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
 	defer c.forget(conn)
+	if run, ok := body.(RunRequest); ok && len(run.Runtime.Options) > 0 && version < wire.VersionOptions {
+		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no options (%q) of an OCI runtime; remove them, or stop all containers and the supervisor: %w",
+			op, run.Runtime.Options[0], errdefs.ErrFailedPrecondition)
+	}
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 
 	fail := func(err error) error {
@@ -191,7 +195,7 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		}
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
-	if err := conn.Send(wire.Request{Version: wire.Version, Op: op, Body: raw}, files...); err != nil {
+	if err := conn.Send(wire.Request{Version: version, Op: op, Body: raw}, files...); err != nil {
 		return fail(err)
 	}
 	for {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -39,7 +40,7 @@ func TestExitCodes(t *testing.T) {
 		}
 		states, err := w.client.List(w.ctx())
 		w.must(err)
-		if len(states) != 1 || states[0].Exit == nil || states[0].Exit.Code != tt.code || states[0].Runtime != w.runtime {
+		if len(states) != 1 || states[0].Exit == nil || states[0].Exit.Code != tt.code || !reflect.DeepEqual(states[0].Runtime, w.runtime) {
 			t.Errorf("%s: List says %+v", tt.script, states)
 		}
 		w.delete(req.ID)

@@ -29,25 +29,24 @@ const (
 	dialTries = 5
 )
 
-// dial connects to the supervisor, starting it when none answers, and reads its hello.
-func (c *Client) dial(ctx context.Context) (wire.Conn, error) {
-	var err error
+// dial connects to the supervisor, starting it when none answers, and reads
+// its hello; version is the newest that both speak.
+func (c *Client) dial(ctx context.Context) (conn wire.Conn, version int, err error) {
 	for range dialTries {
-		var conn wire.Conn
-		if conn, err = c.dialOnce(ctx); err == nil {
-			return conn, nil
+		if conn, version, err = c.dialOnce(ctx); err == nil {
+			return conn, version, nil
 		}
 		if ctx.Err() != nil {
-			return wire.Conn{}, context.Cause(ctx)
+			return wire.Conn{}, 0, context.Cause(ctx)
 		}
 		if !errors.Is(err, errGone) {
-			return wire.Conn{}, err
+			return wire.Conn{}, 0, err
 		}
 		if err := c.start(ctx); err != nil {
-			return wire.Conn{}, err
+			return wire.Conn{}, 0, err
 		}
 	}
-	return wire.Conn{}, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	return wire.Conn{}, 0, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
 }
 
 var (
@@ -62,22 +61,22 @@ func (c *Client) isClosed() bool {
 	return c.closed
 }
 
-func (c *Client) dialOnce(ctx context.Context) (wire.Conn, error) {
+func (c *Client) dialOnce(ctx context.Context) (wire.Conn, int, error) {
 	if c.isClosed() {
-		return wire.Conn{}, errClientClosed
+		return wire.Conn{}, 0, errClientClosed
 	}
 	uc, err := dialUnix(ctx, c.cfg.Dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) {
-			return wire.Conn{}, fmt.Errorf("%w: %w", errGone, err)
+			return wire.Conn{}, 0, fmt.Errorf("%w: %w", errGone, err)
 		}
-		return wire.Conn{}, err
+		return wire.Conn{}, 0, err
 	}
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		_ = uc.Close()
-		return wire.Conn{}, errClientClosed
+		return wire.Conn{}, 0, errClientClosed
 	}
 	c.conns[uc] = struct{}{}
 	c.mu.Unlock()
@@ -101,9 +100,9 @@ func (c *Client) dialOnce(ctx context.Context) (wire.Conn, error) {
 	}
 	if err != nil {
 		c.forget(conn)
-		return wire.Conn{}, err
+		return wire.Conn{}, 0, err
 	}
-	return conn, nil
+	return conn, min(hello.Version, wire.Version), nil
 }
 
 // dialUnix connects to the socket in dir. It goes through a descriptor of the

@@ -116,6 +116,11 @@ func checkRun(r *supervisor.RunRequest) error {
 			return fmt.Errorf("container %s: %s %q is not an absolute path: %w", r.ID, p.name, p.value, errdefs.ErrInvalidArgument)
 		}
 	}
+	for _, o := range r.Runtime.Options {
+		if !strings.HasPrefix(o, "--") || strings.Contains(o, "\x00") {
+			return fmt.Errorf("container %s: runtime option %q is not of the form --NAME or --NAME=VALUE: %w", r.ID, o, errdefs.ErrInvalidArgument)
+		}
+	}
 	if r.LogPath != "" && !filepath.IsAbs(r.LogDir) {
 		return fmt.Errorf("container %s: log directory %q is not an absolute path: %w", r.ID, r.LogDir, errdefs.ErrInvalidArgument)
 	}

@@ -198,7 +198,7 @@ func (c *container) ended(e reaper.Exit) {
 func (c *container) command(name string, args ...string) oci.Command {
 	r := c.rec.Request.Runtime
 	return oci.Command{
-		Path: r.Path, Root: r.Root, SystemdCgroup: r.SystemdCgroup, Name: name, Args: args,
+		Path: r.Path, Root: r.Root, Options: r.Options, SystemdCgroup: r.SystemdCgroup, Name: name, Args: args,
 		LogFile: filepath.Join(c.dir, fmt.Sprintf("%s-%d.log", name, time.Now().UnixNano())),
 	}
 }

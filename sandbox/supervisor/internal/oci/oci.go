@@ -73,6 +73,7 @@ func (r *Runner) slot(ctx context.Context) (release func(), err error) {
 // Command is one invocation: path --root ... name args.
 type Command struct {
 	Path, Root    string
+	Options       []string // further global options
 	SystemdCgroup bool
 	Name          string
 	Args          []string
@@ -196,7 +197,7 @@ func (c Command) argv() []string {
 	if c.SystemdCgroup {
 		argv = append(argv, "--systemd-cgroup")
 	}
-	return append(append(argv, c.Name), c.Args...)
+	return append(append(append(argv, c.Options...), c.Name), c.Args...)
 }
 
 func or(f, other *os.File) *os.File {

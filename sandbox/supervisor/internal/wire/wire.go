@@ -15,7 +15,9 @@ import (
 
 const (
 	// Version is the protocol that this build speaks; MinVersion is the oldest it still understands.
-	Version, MinVersion = 1, 1
+	Version, MinVersion = 2, 1
+	// VersionOptions is the first with options of an OCI runtime.
+	VersionOptions = 2
 	// MaxFrame bounds a message, in bytes.
 	MaxFrame = 1 << 20
 	// MaxFiles bounds the descriptors beside one message.
