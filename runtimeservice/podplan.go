@@ -122,10 +122,13 @@ func resolvConf(dns *runtimeapi.DNSConfig) ([]byte, error) {
 		}
 		return b, nil
 	}
-	for field, values := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions()} {
-		for _, v := range values {
+	for _, list := range []struct {
+		field  string
+		values []string
+	}{{"servers", dns.GetServers()}, {"searches", dns.GetSearches()}, {"options", dns.GetOptions()}} {
+		for _, v := range list.values {
 			if v == "" || strings.ContainsAny(v, "\n\r\x00 \t") {
-				return nil, fmt.Errorf("dns_config.%s %q holds a blank or is empty: %w", field, v, errdefs.ErrInvalidArgument)
+				return nil, fmt.Errorf("dns_config.%s %q holds a blank or is empty: %w", list.field, v, errdefs.ErrInvalidArgument)
 			}
 		}
 	}
