@@ -65,7 +65,7 @@ type Exit struct {
 	PID  int       `json:"pid"`
 	Code int       `json:"code"` // of the process, or 128+n after signal n
 	At   time.Time `json:"at"`
-	OOM  bool      `json:"oom,omitempty"` // the kernel killed a process of it for want of memory
+	OOM  bool      `json:"oom,omitempty"` // it has ended so because the kernel was short of memory
 
 	// Reason is empty, or says why Code is not the process' own but 255.
 	Reason string `json:"reason,omitempty"`

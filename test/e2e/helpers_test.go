@@ -26,7 +26,7 @@ type node struct {
 }
 
 // newNode starts an instance with a registry of its own and pulls busybox.
-func newNode(t *testing.T, flags ...string) *node {
+func newNode(t testing.TB, flags ...string) *node {
 	t.Helper()
 	n := &node{Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), Flags: flags}), t: t}
 	n.pull(images.Busybox)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -13,28 +12,11 @@ import (
 // cgroupFile reads a file of the container's cgroup from the host: v1 or v2 name, whichever this machine has.
 func (c *container) cgroupFile(controller, v1, v2 string) string {
 	c.t.Helper()
-	pid := c.hostPID()
-	body, err := os.ReadFile("/proc/" + pid + "/cgroup")
-	if err != nil {
-		c.t.Fatal(err)
+	name := v1
+	if cgroup2() {
+		name = v2
 	}
-	for line := range strings.Lines(string(body)) {
-		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		path := filepath.Join("/sys/fs/cgroup", fields[1], fields[2], v1)
-		switch {
-		case fields[1] == "" && fields[0] == "0" && exists("/sys/fs/cgroup/cgroup.controllers"):
-			path = filepath.Join("/sys/fs/cgroup", fields[2], v2)
-		case fields[1] != controller:
-			continue
-		}
-		value, err := os.ReadFile(path)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		return strings.TrimSpace(string(value))
-	}
-	c.t.Fatalf("process %s is in no cgroup of %s:\n%s", pid, controller, body)
-	return ""
+	return strings.TrimSpace(read(c.t, c.cgroupPath(controller, name)))
 }
 
 func exists(path string) bool {
@@ -105,56 +87,11 @@ func TestResources(t *testing.T) {
 	}
 }
 
-func read(t *testing.T, path string) string {
+func read(t testing.TB, path string) string {
 	t.Helper()
 	body, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(body)
-}
-
-func TestContainerStats(t *testing.T) {
-	n := newNode(t)
-	p := n.runPod("pod")
-	c := p.run("c", "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; head -c 3000000 /dev/zero > /filled; "+forever)
-	created := p.create("created", forever)
-	var s *runtimeapi.ContainerStats
-	n.eventually("the figures show the container's work", func() bool {
-		resp, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s = resp.GetStats()
-		return s.GetCpu().GetUsageCoreNanoSeconds().GetValue() > 1e6 && s.GetMemory().GetWorkingSetBytes().GetValue() > 0 &&
-			s.GetWritableLayer().GetUsedBytes().GetValue() >= 3000000
-	})
-	if s.GetAttributes().GetId() != c.id || s.GetAttributes().GetMetadata().GetName() != "c" || s.GetAttributes().GetLabels()["container"] != "c" {
-		t.Errorf("attributes: %v", s.GetAttributes())
-	}
-	resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ids := map[string]bool{}
-	for _, s := range resp.GetStats() {
-		ids[s.GetAttributes().GetId()] = true
-	}
-	if len(ids) != 2 || !ids[c.id] || !ids[created.id] {
-		t.Errorf("listed %v, want %s and %s", ids, c.id, created.id)
-	}
-	resp, err = n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"container": "created"}}})
-	if err != nil || len(resp.GetStats()) != 1 {
-		t.Errorf("listed by label: %v, %v", resp.GetStats(), err)
-	}
-}
-
-func TestOOMKilled(t *testing.T) {
-	n := newNode(t)
-	c := n.runPod("pod").run("c", "dd if=/dev/zero of=/dev/null bs=60M", func(c *runtimeapi.ContainerConfig) {
-		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 20 << 20, MemorySwapLimitInBytes: 20 << 20}
-	})
-	if s := c.waitExit(); s.GetExitCode() != 137 || s.GetReason() != "OOMKilled" {
-		t.Errorf("code %d, reason %q; want 137, OOMKilled", s.GetExitCode(), s.GetReason())
-	}
 }

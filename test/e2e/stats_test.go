@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -21,6 +22,41 @@ func (n *node) podStats(id string) *runtimeapi.PodSandboxStats {
 		n.t.Fatal(err)
 	}
 	return resp.GetStats()
+}
+
+func TestContainerStats(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	c := p.run("c", "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; head -c 3000000 /dev/zero > /filled; "+forever)
+	created := p.create("created", forever)
+	var s *runtimeapi.ContainerStats
+	n.eventually("the figures show the container's work", func() bool {
+		resp, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = resp.GetStats()
+		return s.GetCpu().GetUsageCoreNanoSeconds().GetValue() > 1e6 && s.GetMemory().GetWorkingSetBytes().GetValue() > 0 &&
+			s.GetWritableLayer().GetUsedBytes().GetValue() >= 3000000
+	})
+	if s.GetAttributes().GetId() != c.id || s.GetAttributes().GetMetadata().GetName() != "c" || s.GetAttributes().GetLabels()["container"] != "c" {
+		t.Errorf("attributes: %v", s.GetAttributes())
+	}
+	resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	for _, s := range resp.GetStats() {
+		ids[s.GetAttributes().GetId()] = true
+	}
+	if len(ids) != 2 || !ids[c.id] || !ids[created.id] {
+		t.Errorf("listed %v, want %s and %s", ids, c.id, created.id)
+	}
+	resp, err = n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{LabelSelector: map[string]string{"container": "created"}}})
+	if err != nil || len(resp.GetStats()) != 1 {
+		t.Errorf("listed by label: %v, %v", resp.GetStats(), err)
+	}
 }
 
 func TestPodSandboxStats(t *testing.T) {
@@ -129,4 +165,29 @@ func TestListPodSandboxStats(t *testing.T) {
 	}
 	_, err := n.Runtime.PodSandboxStats(n.context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: "none"})
 	wantError(t, err, codes.NotFound, "none")
+}
+
+// BenchmarkListPodSandboxStats is the request that the kubelet makes every ten seconds, with the gRPC call around it.
+func BenchmarkListPodSandboxStats(b *testing.B) {
+	n := newNode(b)
+	const pods = 40
+	for i := range pods {
+		name := fmt.Sprint("pod-", i)
+		n.runPod(name, ownCgroup(name)).run("c", forever)
+	}
+	b.Run("pods=40", func(b *testing.B) {
+		for b.Loop() {
+			resp, err := n.Runtime.ListPodSandboxStats(b.Context(), &runtimeapi.ListPodSandboxStatsRequest{})
+			if err != nil || len(resp.GetStats()) != pods || len(resp.GetStats()[7].GetLinux().GetContainers()) != 1 {
+				b.Fatal(err, len(resp.GetStats()))
+			}
+		}
+	})
+	b.Run("containers=40", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := n.Runtime.ListContainerStats(b.Context(), &runtimeapi.ListContainerStatsRequest{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }

@@ -243,6 +243,7 @@ func (c *container) watchAdopted(f *os.File) {
 			exit.Code = status.ExitStatus()
 		}
 	}
+	exit.OOM = c.diedOfOOM(exit.Code)
 	c.handle(exit)
 }
 

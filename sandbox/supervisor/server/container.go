@@ -15,7 +15,6 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
-	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
 )
 
 type state int
@@ -45,8 +44,9 @@ type container struct {
 	mu      sync.Mutex
 	state   state
 	rec     record
-	pidfd   int          // -1 when its process is gone
-	early   *reaper.Exit // came while starting
+	pidfd   int              // -1 when its process is gone
+	early   *supervisor.Exit // came while starting
+	killed  bool             // by our own SIGKILL
 	exit    *supervisor.Exit
 	number  uint64 // of the exit; guarded by Server.mu
 	file    *logcopy.File

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
-	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
 )
 
 const (
@@ -31,11 +30,7 @@ const (
 	unknownCode = 255
 )
 
-// handleExit has the end of the first process recorded; mu is not held.
-func (c *container) handleExit(e reaper.Exit) {
-	c.handle(supervisor.Exit{ID: c.id, PID: e.PID, Code: e.Code(), At: e.At})
-}
-
+// handle has the end of the first process recorded; mu is not held.
 func (c *container) handle(exit supervisor.Exit) {
 	c.mu.Lock()
 	if c.pidfd >= 0 {
@@ -44,7 +39,7 @@ func (c *container) handle(exit supervisor.Exit) {
 	}
 	c.mu.Unlock()
 	if !c.srv.begin() { // the server ends: what the next one needs, and no more
-		c.store(&exit)
+		c.store(exit)
 		return
 	}
 	go func() {
@@ -71,11 +66,8 @@ func (c *container) deleteEnded() {
 	}
 }
 
-// store adds what the cgroup tells to the exit and writes it down.
-func (c *container) store(exit *supervisor.Exit) {
-	if n := oomKills(c.rec.Request.OOMFile); n > c.rec.OOMKills || n > 0 && exit.Code == 128+int(unix.SIGKILL) {
-		exit.OOM = true
-	}
+// store writes the exit down.
+func (c *container) store(exit supervisor.Exit) {
 	if err := writeFile(c.dir, exitFile, exit); err != nil {
 		c.log.Error("Exit is kept in memory only", "err", err)
 	}
@@ -84,7 +76,7 @@ func (c *container) store(exit *supervisor.Exit) {
 // record makes the exit known: first to the log, then to the disk, then to those who watch.
 func (c *container) record(exit supervisor.Exit) {
 	c.drain(drainMax)
-	c.store(&exit)
+	c.store(exit)
 	s := c.srv
 	s.mu.Lock()
 	c.mu.Lock()
@@ -164,6 +156,7 @@ func (c *container) signal(sig syscall.Signal) error {
 	err := error(unix.ESRCH)
 	if c.pidfd >= 0 {
 		err = unix.PidfdSendSignal(c.pidfd, sig, nil, 0)
+		c.killed = c.killed || err == nil && sig == unix.SIGKILL
 	}
 	if err == unix.ESRCH {
 		return fmt.Errorf("container %s has ended: %w", c.id, errdefs.ErrNotFound)

@@ -201,22 +201,3 @@ func allPIDs() []int {
 }
 
 func head[T any](s []T, n int) []T { return s[:min(n, len(s))] }
-
-// oomKills reads the line "oom_kill N" of memory.oom_control (cgroup v1) or
-// memory.events (v2); 0 when there is no such file.
-func oomKills(file string) uint64 {
-	if file == "" {
-		return 0
-	}
-	data, err := readBounded(file, 64<<10)
-	if err != nil {
-		return 0
-	}
-	for line := range bytes.Lines(data) {
-		if value, ok := strings.CutPrefix(strings.TrimSpace(string(line)), "oom_kill "); ok {
-			n, _ := strconv.ParseUint(value, 10, 64)
-			return n
-		}
-	}
-	return 0
-}

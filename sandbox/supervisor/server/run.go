@@ -176,21 +176,22 @@ func (c *container) copyOutput(io *stdio) error {
 	early := c.early
 	c.mu.Unlock()
 	if early != nil {
-		c.handleExit(*early)
+		c.handle(*early)
 	}
 	return nil
 }
 
 // ended is called by the reaper.
 func (c *container) ended(e reaper.Exit) {
+	exit := supervisor.Exit{ID: c.id, PID: e.PID, Code: e.Code(), At: e.At, OOM: c.diedOfOOM(e.Code())}
 	c.mu.Lock()
 	state := c.state
 	if state == starting {
-		c.early = &e
+		c.early = &exit
 	}
 	c.mu.Unlock()
 	if state == running {
-		c.handleExit(e)
+		c.handle(exit)
 	}
 }
 
