@@ -76,6 +76,14 @@ func TestStreamedLists(t *testing.T) {
 	if got, _ := idsOf(t, stats, err, (*runtimeapi.StreamContainerStatsResponse).GetContainerStats, func(s *runtimeapi.ContainerStats) string { return s.GetAttributes().GetId() }); !slices.Equal(got, want) {
 		t.Errorf("stats of the pod's containers: %v", got)
 	}
+	podStats, err := n.Runtime.StreamPodSandboxStats(n.context(), &runtimeapi.StreamPodSandboxStatsRequest{Filter: &runtimeapi.PodSandboxStatsFilter{Id: other.id}})
+	if got, _ := idsOf(t, podStats, err, (*runtimeapi.StreamPodSandboxStatsResponse).GetPodSandboxStats, func(s *runtimeapi.PodSandboxStats) string { return s.GetAttributes().GetId() }); !slices.Equal(got, []string{other.id}) {
+		t.Errorf("stats of a pod: %v", got)
+	}
+	none, err := n.Image.StreamImages(n.context(), &runtimeapi.StreamImagesRequest{Filter: &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: "none.example/such"}}})
+	if got, messages := idsOf(t, none, err, (*runtimeapi.StreamImagesResponse).GetImages, (*runtimeapi.Image).GetId); got != nil || messages != 0 {
+		t.Errorf("images by a name that none has: %v in %d messages", got, messages)
+	}
 	images, err := n.Image.StreamImages(n.context(), &runtimeapi.StreamImagesRequest{})
 	listed, listErr := n.Image.ListImages(n.context(), &runtimeapi.ListImagesRequest{})
 	if got, _ := idsOf(t, images, err, (*runtimeapi.StreamImagesResponse).GetImages, (*runtimeapi.Image).GetId); listErr != nil || len(got) != 1 || got[0] != listed.GetImages()[0].GetId() {
