@@ -232,6 +232,9 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if in.SeccompProfile, err = s.localhostProfile(c.config); err != nil {
 		return nil, err
 	}
+	if err := s.loadAppArmor(ctx, c.config); err != nil {
+		return nil, err
+	}
 	if in.TargetPIDNS, err = s.targetPID(c); err != nil {
 		return nil, err
 	}

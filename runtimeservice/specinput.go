@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/hostdev"
 	"github.com/gantry-cri/gantry/sandbox/inroot"
 )
@@ -196,6 +197,23 @@ func (s *containers) localhostProfile(cc *runtimeapi.ContainerConfig) ([]byte, e
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
 	return data, nil
+}
+
+// loadAppArmor makes sure that the kernel has the AppArmor profile that the
+// container runs under. The default one is loaded at start, and again here if
+// somebody has removed it: aa-remove-unknown(8) does.
+func (s *containers) loadAppArmor(ctx context.Context, cc *runtimeapi.ContainerConfig) error {
+	profile, err := ocispec.AppArmorProfile(s.node, cc.GetLinux().GetSecurityContext())
+	if err != nil || profile == "" {
+		return err
+	}
+	switch loaded, err := apparmor.Loaded(profile); {
+	case err != nil || loaded:
+		return err
+	case profile == apparmor.DefaultProfile:
+		return apparmor.Load(ctx)
+	}
+	return fmt.Errorf("apparmor: profile %q is not loaded on this node, load it with apparmor_parser: %w", profile, errdefs.ErrFailedPrecondition)
 }
 
 // targetPID is the PID namespace of the container that the request wants to share it with.
