@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -68,25 +69,22 @@ func TestAppArmor(t *testing.T) {
 		"default":                {"gantry-default (enforce)", apparmor(runtimeDefault, "")},
 		"unconfined":             {"unconfined", apparmor(unconfined, "")},
 		"localhost":              {denying + " (enforce)", apparmor(localhost, denying)},
-		"old default":            {"gantry-default (enforce)", oldAppArmor("runtime/default")},
-		"old unconfined":         {"unconfined", oldAppArmor("unconfined")},
 		"old localhost":          {denying + " (enforce)", oldAppArmor("localhost/" + denying)},
-		"privileged":             {"unconfined", privileged},
 		"privileged and default": {"unconfined", func(s *securityContext) { privileged(s); apparmor(runtimeDefault, "")(s) }},
 		"privileged and named":   {denying + " (enforce)", func(s *securityContext) { privileged(s); apparmor(localhost, denying)(s) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := p.in(t).run(strings.ReplaceAll(name, " ", "-"), forever, security(row.change))
-			for _, process := range []string{"1", "self"} { // self is exec'd
-				if got := strings.TrimRight(c.exec("cat", "/proc/"+process+"/attr/current"), "\n\x00"); got != row.want {
-					t.Errorf("process %s has the label %q, want %q", process, got, row.want)
-				}
+			touched := "yes"
+			if strings.HasPrefix(row.want, denying) {
+				touched = "no"
 			}
-			resp, err := c.execSync(30, "sh", "-c", "touch /tmp/denied")
-			if denied := strings.HasPrefix(row.want, denying); err != nil || (resp.GetExitCode() != 0) != denied {
-				t.Errorf("writing to /tmp/denied: %v, %v", resp, err)
+			// Of the first process, of one that is exec'd, and what the profile says.
+			want := row.want + "\n" + row.want + "\n" + touched + "\n"
+			if got := c.exec("sh", "-c", "cat /proc/1/attr/current /proc/self/attr/current; touch /tmp/denied 2>/dev/null && echo yes || echo no"); got != want {
+				t.Errorf("got %q, want %q", got, want)
 			}
-			if c.stop(20); c.status().GetExitCode() != 0 { // a signal from outside gets through
+			if c.stop(20); c.status().GetExitCode() != 128+int32(syscall.SIGTERM) { // a signal from outside gets through
 				t.Errorf("exit code %d after SIGTERM", c.status().GetExitCode())
 			}
 		})
@@ -118,17 +116,17 @@ func TestAppArmorDefaultProfile(t *testing.T) {
 	free := p.run("unconfined", forever, all, guest, security(apparmor(unconfined, "")))
 	for what, script := range map[string]string{
 		"mount":                 "mkdir -p /mnt && mount -t tmpfs none /mnt && umount /mnt",
-		"write to a sysctl":     "v=$(cat /proc/sys/vm/overcommit_ratio) && echo $v > /proc/sys/vm/overcommit_ratio",
 		"write to core_pattern": "v=$(cat /proc/sys/kernel/core_pattern) && echo \"$v\" > /proc/sys/kernel/core_pattern",
 		"open kcore":            "head -c 0 /proc/kcore",
 		"write to sysrq":        "printf '' > /proc/sysrq-trigger",
 		"make an AF_ALG socket": guestProgram + " socket 38",
 	} {
-		if resp, err := free.execSync(30, "sh", "-c", script); err != nil || resp.GetExitCode() != 0 {
+		// The kernel asks AppArmor about a socket before it looks whether it knows the family.
+		if resp, err := free.execSync(30, "sh", "-c", script); err != nil || resp.GetExitCode() != 0 && !strings.Contains(string(resp.GetStderr()), "family not supported") {
 			t.Errorf("%s, unconfined: %s, %v", what, resp.GetStderr(), err)
 		}
-		if resp, err := c.execSync(30, "sh", "-c", script); err != nil || resp.GetExitCode() == 0 {
-			t.Errorf("%s is not denied: %v", what, err)
+		if resp, err := c.execSync(30, "sh", "-c", script); err != nil || !strings.Contains(strings.ToLower(string(resp.GetStderr())), "permission denied") {
+			t.Errorf("%s: %v, %v; want that permission is denied", what, resp, err)
 		}
 	}
 	for what, script := range map[string]string{
