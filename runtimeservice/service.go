@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/cdi"
 )
 
 // Config is the plain values of a Service.
@@ -30,6 +31,7 @@ type Config struct {
 	SystemdCgroup  bool
 	SeccompRoot    string // where relative localhost profiles lie
 	ShmSize        int64  // bytes; 0 = sandbox.DefaultShmSize
+	CDISpecDirs    []string
 	// DeviceOwnership gives devices to the run_as_user and run_as_group of the container.
 	DeviceOwnership bool
 }
@@ -83,6 +85,7 @@ type core struct {
 	host     *sandbox.Host
 	images   *imageservice.Service
 	networks *cni.Networks
+	cdi      *cdi.Cache
 	node     ocispec.Node
 
 	// cgroupsMu makes one of finding out which cgroups of a pod are missing and
@@ -106,7 +109,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 			return nil, fmt.Errorf("annotations of runtime handler %q: %w", h.Name, err)
 		}
 	}
-	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks}
+	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks, cdi: cdi.Open(cfg.CDISpecDirs)}
 	if c.node, err = nodeFacts(ctx, cfg, host); err != nil {
 		return nil, err
 	}

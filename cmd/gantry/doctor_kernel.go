@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/config"
-	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
 )
@@ -47,7 +45,6 @@ func checkKernel(r *report) {
 	}
 	r.require("seccomp", err, "boot a kernel with CONFIG_SECCOMP_FILTER")
 	checkCapabilities(r)
-	checkAppArmor(r)
 }
 
 func closed(fd int, err error) error {
@@ -63,22 +60,6 @@ func readNumber(path string) (int64, error) {
 		return 0, err
 	}
 	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
-}
-
-// checkAppArmor looks whether the default profile can be loaded where there is AppArmor.
-func checkAppArmor(r *report) {
-	on, err := apparmor.Enabled()
-	if on {
-		err = apparmor.Check(context.Background())
-	}
-	switch {
-	case err != nil:
-		r.warn("AppArmor", err.Error()+"; until then containers run without a profile, and those that ask for the default one are refused")
-	case on:
-		r.ok("AppArmor", "profile "+apparmor.DefaultProfile+" compiles")
-	default:
-		r.ok("AppArmor", "not on this machine")
-	}
 }
 
 // checkCapabilities looks for those that a root in a container may lack.

@@ -60,7 +60,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	defer closing(&err, networks.Close)
 	service, err := runtimeservice.Open(ctx, runtimeservice.Config{
 		Root: cfg.Root, Version: version, Handlers: probeHandlers(ctx, cfg), DefaultHandler: cfg.DefaultRuntime,
-		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), DeviceOwnership: cfg.DeviceOwnership,
+		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs, DeviceOwnership: cfg.DeviceOwnership,
 	}, host, images, networks)
 	if err != nil {
 		return err

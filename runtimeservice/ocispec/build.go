@@ -2,7 +2,6 @@ package ocispec
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -52,6 +51,9 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 	if spec.Annotations, err = n.Annotations.apply(p.Config.GetAnnotations(), c.Config.GetAnnotations()); err != nil {
 		return nil, nil, err
 	}
+	if err := applyCDI(spec, c); err != nil {
+		return nil, nil, err
+	}
 	if err := checkContainerSpec(n, spec, sc); err != nil {
 		return nil, nil, fmt.Errorf("container %s: %w", c.ID, err)
 	}
@@ -65,14 +67,6 @@ func refuse(p Pod, c Container) error {
 	}
 	if err := checkUserns(p.namespaceOptions()); err != nil {
 		return err
-	}
-	if len(c.Config.GetCDIDevices()) > 0 {
-		return fmt.Errorf("CDI_devices: %q: %w", c.Config.GetCDIDevices()[0].GetName(), errdefs.ErrNotImplemented)
-	}
-	for key := range c.Config.GetAnnotations() {
-		if strings.HasPrefix(key, "cdi.k8s.io/") {
-			return fmt.Errorf("annotations: CDI device by %q: %w", key, errdefs.ErrNotImplemented)
-		}
 	}
 	return nil
 }

@@ -24,9 +24,9 @@
 // # What never reaches the spec
 //
 // Labels; annotations of the image, and those of pod and container that the
-// handler's list does not name ([AnnotationFilter]); hooks; sysctls (they
-// belong to the pod's namespaces and are written there, see
-// [Sysctls]); host paths or programs named by the image. The
-// invariants that every spec meets, whatever was asked, are checked by one
-// function at the end of Build, in invariants.go.
+// handler's list does not name ([AnnotationFilter]); hooks but those of CDI
+// devices; sysctls (they belong to the pod's namespaces and are written there,
+// see [Sysctls]); host paths or programs named by the image. The invariants
+// that every spec meets, whatever was asked, are checked by one function at the
+// end of Build, in invariants.go.
 package ocispec

@@ -75,8 +75,8 @@ func checkIsolation(n Node, s *specs.Spec) error {
 	switch {
 	case !path.IsAbs(s.Root.Path) || path.Clean(s.Root.Path) != s.Root.Path || s.Root.Path == "/":
 		return fmt.Errorf("root file system %q", s.Root.Path)
-	case s.Hooks != nil || len(s.Linux.Sysctl) > 0:
-		return errors.New("hooks or sysctls")
+	case len(s.Linux.Sysctl) > 0:
+		return errors.New("sysctls")
 	case !n.Annotations.allows(s.Annotations):
 		return errors.New("annotations that the handler does not allow")
 	case s.Hostname != "" || s.Domainname != "":
@@ -84,6 +84,9 @@ func checkIsolation(n Node, s *specs.Spec) error {
 	case n.Systemd && strings.Count(s.Linux.CgroupsPath, ":") != 2,
 		!n.Systemd && (!path.IsAbs(s.Linux.CgroupsPath) || path.Dir(s.Linux.CgroupsPath) == "/"):
 		return fmt.Errorf("cgroup path %q", s.Linux.CgroupsPath)
+	}
+	if err := checkHooks(s.Hooks); err != nil {
+		return err
 	}
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, ns := range s.Linux.Namespaces {

@@ -35,6 +35,14 @@ func mounts(n Node, p Pod, c Container) (list []specs.Mount, propagation string,
 	if err != nil {
 		return nil, "", err
 	}
+	devices, err := cdiMounts(c)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, m := range devices {
+		covered[m.Destination] = true
+		asked = slices.DeleteFunc(asked, func(o specs.Mount) bool { return o.Destination == m.Destination })
+	}
 	for _, m := range slices.Concat(runtimeMounts(c), podMounts(p, c)) {
 		if !covered[m.Destination] && !(covered["/dev"] && beneath(m.Destination, "/dev")) {
 			list = append(list, m)
@@ -42,7 +50,7 @@ func mounts(n Node, p Pod, c Container) (list []specs.Mount, propagation string,
 	}
 	// The runtime's come first in any case: /sys/fs/cgroup of the request, say,
 	// must not be hidden by a /sys that is mounted after it.
-	extra := slices.Concat(volumes, asked)
+	extra := slices.Concat(volumes, asked, devices)
 	slices.SortStableFunc(extra, func(a, b specs.Mount) int {
 		return cmp.Compare(depth(a.Destination), depth(b.Destination))
 	})

@@ -106,6 +106,9 @@ type Container struct {
 	Devices     []specs.LinuxDevice
 	DeviceRules []specs.LinuxDeviceCgroup
 
+	// CDI is what the devices that [CDIDevices] gives want; nil when there are none.
+	CDI *CDIEdits
+
 	SeccompProfile []byte // content of the file that [SeccompPath] names
 	CgroupsPath    string // by [CgroupsPath]
 

@@ -133,7 +133,7 @@ func TestRefused(t *testing.T) {
 			s.Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "")
 		})},
 		{"AppArmor profile without AppArmor", never, "apparmor", sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/p" })},
-		{"AppArmor default that is not loaded", never, "apparmor", func(n *Node, _ *Pod, c *Container) {
+		{"AppArmor default that is not loaded", missing, "apparmor", func(n *Node, _ *Pod, c *Container) {
 			n.AppArmor, security(*c).Apparmor = true, runtimeDefault
 		}},
 		{"AppArmor name", invalid, "apparmor", func(n *Node, _ *Pod, c *Container) {
@@ -142,11 +142,14 @@ func TestRefused(t *testing.T) {
 		{"SELinux", missing, "selinux_options", func(n *Node, _ *Pod, c *Container) {
 			n.SELinux, security(*c).SelinuxOptions = true, &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}
 		}},
-		{"CDI device", missing, "CDI_devices", func(_ *Node, _ *Pod, c *Container) {
+		{"CDI device that nobody looked up", errdefs.ErrFailedPrecondition, "CDI_devices", func(_ *Node, _ *Pod, c *Container) {
 			c.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}},
-		{"CDI annotation", missing, "cdi.k8s.io/x", func(_ *Node, _ *Pod, c *Container) {
-			c.Config.Annotations = map[string]string{"cdi.k8s.io/x": "vendor.com/gpu=0"}
+		{"CDI annotation", invalid, "cdi.k8s.io/x", func(_ *Node, _ *Pod, c *Container) {
+			c.Config.Annotations = map[string]string{"cdi.k8s.io/x": "vendor.com/gpu=0,"}
+		}},
+		{"CDI device without a name", invalid, "CDI_devices[0]", func(_ *Node, _ *Pod, c *Container) {
+			c.Config.CDIDevices = []*runtimeapi.CDIDevice{{}}
 		}},
 
 		{"mount at /", invalid, "root", mount(&runtimeapi.Mount{ContainerPath: "/./"})},

@@ -284,12 +284,9 @@ func TestAppArmor(t *testing.T) {
 		{loaded, sc(&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}), ""},
 		{loaded, sc(&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}), "p"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true, Apparmor: runtimeDefault}, ""},
-		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true}, ""},
-		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true, ApparmorProfile: "localhost/p"}, "p"},
-		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default", Apparmor: runtimeDefault}, "gantry-default"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "unconfined"}, ""},
 	} {
-		if got, err := AppArmorProfile(tc.n, tc.sc); err != nil || got != tc.want {
+		if got, err := appArmor(tc.n, tc.sc); err != nil || got != tc.want {
 			t.Errorf("%+v, %v: %q, %v; want %q", tc.n, tc.sc, got, err, tc.want)
 		}
 	}
@@ -359,6 +356,10 @@ func TestInvariants(t *testing.T) {
 		func(s *specs.Spec) { s.Root.Path = "rootfs" },
 		func(s *specs.Spec) { s.Root.Path = "/" },
 		func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
+		func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/h"}}} },
+		func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "h", Env: []string{"PATH=/bin"}}}}
+		},
 		func(s *specs.Spec) { s.Annotations = map[string]string{"a": "b"} },
 		func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"a": "b"} },
 		func(s *specs.Spec) { s.Linux.CgroupsPath = "a:b:c" },
