@@ -80,6 +80,9 @@ func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
 	if root == "" {
 		root = filepath.Join(h.runDir, "runtimes", c.Runtime.Handler)
 	}
+	if c.LogDir == "" {
+		c.LogPath = "" // a path beneath nothing
+	}
 	return h.sup.Run(ctx, supervisor.RunRequest{
 		ID: c.ID,
 		Runtime: supervisor.Runtime{
