@@ -54,9 +54,11 @@ project() {
 
 # The guest's script: test/e2e beside all the others, a processor for each.
 script() {
-	local p e2e='' others=''
+	local p e2e='' others='' driver=cgroupfs
+	[[ $init != systemd ]] || driver=systemd
 	for p in "${packages[@]}"; do
-		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun "./${p##*/}.test" -test.v -test.timeout=10m -test.run="$run")
+		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun GANTRY_TEST_CGROUP_DRIVER="$driver" \
+			"./${p##*/}.test" -test.v -test.timeout=10m -test.run="$run")
 		if [[ $p == 'suite test/e2e '* ]]; then e2e=$p; else others+=$p$'\n'; fi
 	done
 	[[ -z $e2e ]] || echo "$e2e &"

@@ -74,7 +74,7 @@ modules() {
 # D-Bus only: neither udev nor a journal.
 systemd_init() {
 	local f
-	dpkg -L systemd systemd-sysv dbus dbus-bin dbus-daemon dbus-system-bus-common |
+	dpkg -L systemd dbus dbus-bin dbus-daemon dbus-system-bus-common |
 		grep -vE '/(doc|man|locale|bash-completion|zsh|hwdb|catalog)(/|$)|/udev/' | while read -r f; do
 		if [[ -L $f ]]; then
 			rm -f "$root$f"

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // cgroupFile reads a file of the container's cgroup from the host: v1 or v2 name, whichever this machine has.
@@ -52,7 +54,7 @@ func (c *container) hostPID() string {
 
 func TestResources(t *testing.T) {
 	n := newNode(t)
-	p := n.runPod("pod", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/gantry-e2e/pod-resources" })
+	p := n.runPod("pod", ownCgroup("resources"))
 	c := p.run("c", forever, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 50000, CpuPeriod: 100000, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 900}
 	})
@@ -60,7 +62,7 @@ func TestResources(t *testing.T) {
 	if got := strings.TrimSpace(read(t, "/proc/"+pid+"/oom_score_adj")); got != "900" {
 		t.Errorf("oom_score_adj %s, want 900", got)
 	}
-	if got := read(t, "/proc/"+pid+"/cgroup"); !strings.Contains(got, "/gantry-e2e/pod-resources/") {
+	if got := read(t, "/proc/"+pid+"/cgroup"); !strings.Contains(got, harness.CgroupParent("resources")+"/") {
 		t.Errorf("the container is not below its pod's cgroup:\n%s", got)
 	}
 	check := func(memory string, quota int64) {

@@ -8,11 +8,13 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/harness"
 )
 
 // ownCgroup gives the pod a cgroup to itself, as the kubelet does.
 func ownCgroup(name string) func(*runtimeapi.PodSandboxConfig) {
-	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/gantry-e2e/" + name }
+	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = harness.CgroupParent(name) }
 }
 
 func (n *node) podStats(id string) *runtimeapi.PodSandboxStats {
@@ -61,7 +63,7 @@ func TestContainerStats(t *testing.T) {
 
 func TestPodSandboxStats(t *testing.T) {
 	n := newNode(t)
-	p := n.runPod("pod", ownCgroup("pod-stats"))
+	p := n.runPod("pod", ownCgroup("stats"))
 	peer := n.runPod("peer")
 	const work = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; "
 	c := p.run("c", work+"sleep 1000 & "+forever)

@@ -122,6 +122,9 @@ func (i *Instance) setUp(cfg Config) error {
 		"--cni-conf-dir", conf, "--cni-bin-dir", filepath.Join(i.Dir, "cni-bin"), "--registry-config-dir", certs,
 		"--runtime", "runc=" + runc, "--default-runtime", "runc", "--log-level", "4",
 		"--bridge", fmt.Sprintf("gtest%d", n), "--subnet", fmt.Sprintf("10.213.%d.0/24", n%256)}, cfg.Flags...)
+	if systemd() {
+		i.args = append(i.args, "--cgroup-driver", "systemd")
+	}
 	i.conn, err = grpc.NewClient("unix://"+i.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))

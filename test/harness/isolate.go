@@ -94,8 +94,11 @@ func runIsolated() (code int, err error) {
 	cmd.Env = append(os.Environ(), insideEnv+"=1", "TMPDIR="+tmp)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWCGROUP,
+		Unshareflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWIPC,
 		Pdeathsig:    syscall.SIGKILL,
+	}
+	if !systemd() {
+		cmd.SysProcAttr.Unshareflags |= unix.CLONE_NEWCGROUP
 	}
 	if err := cmd.Start(); err != nil {
 		return 0, err

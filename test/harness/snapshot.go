@@ -94,13 +94,13 @@ func (s snapshot) nftables() error {
 	return nil
 }
 
-// cgroups lists the groups of all hierarchies.
+// cgroups lists the groups of all hierarchies, but those that systemd keeps when nothing is in them any more.
 func (s snapshot) cgroups() error {
 	return filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // removed meanwhile
 		}
-		if err == nil && e.IsDir() {
+		if err == nil && e.IsDir() && !(systemd() && strings.HasSuffix(path, ".slice")) {
 			s["cgroup "+path] = true
 		}
 		return err

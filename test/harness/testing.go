@@ -2,7 +2,11 @@ package harness
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -22,7 +26,7 @@ func Require(t testing.TB) {
 }
 
 // New starts an instance for one test. When the test ends it is audited and closed; if the test has failed, the
-// end of the daemon's log is shown.
+// end of the daemon's log is shown, and its logs are kept in the folder GANTRY_TEST_LOGS, if there is one.
 func New(t testing.TB, cfg Config) *Instance {
 	t.Helper()
 	Require(t)
@@ -35,6 +39,11 @@ func New(t testing.TB, cfg Config) *Instance {
 			t.Error(err)
 		}
 		tail := i.LogTail(80)
+		if t.Failed() {
+			if err := i.keepLogs(t.Name()); err != nil {
+				t.Logf("keeping the logs: %v", err)
+			}
+		}
 		if err := i.Close(); err != nil {
 			t.Error(err)
 		}
@@ -43,6 +52,28 @@ func New(t testing.TB, cfg Config) *Instance {
 		}
 	})
 	return i
+}
+
+// keepLogs copies the logs of the daemon and of the supervisor.
+func (i *Instance) keepLogs(test string) error {
+	home := os.Getenv("GANTRY_TEST_LOGS")
+	if home == "" {
+		return nil
+	}
+	to := filepath.Join(home, strings.ReplaceAll(test, "/", "-"), filepath.Base(i.Dir))
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	for _, from := range []string{i.logFile(), filepath.Join(i.Dir, "run/supervisor/supervisor.log")} {
+		body, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, filepath.Base(from)), body, 0o644)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // shared is the registry of a test process: making the images takes seconds, and no test changes them.
