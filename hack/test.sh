@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests: all stages, or those named: lint unit e2e critest. As root; installs what is missing.
+# Runs the tests: all stages, or those named: lint unit e2e critest vm vm-systemd. As root; installs what is missing.
 #   unit   every package's own tests under the race detector, with those that need root
 #   e2e    a real gantry driven over its CRI socket
 #   critest  the Kubernetes conformance suite against a real gantry
+#   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
+#   vm-systemd  a choice of them with the systemd cgroup driver
 # Every stage runs even if one before it failed; the summary says which, and the exit code is then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -12,11 +14,14 @@ lint() { hack/lint.sh; }
 unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/critest$' | xargs go test -race -timeout 10m; }
 e2e() { go test -count=1 -timeout 10m ./test/e2e; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
+vm() { hack/test-vm.sh; }
+vm-systemd() { hack/test-vm.sh systemd; }
 
+readonly all=(lint unit e2e critest vm vm-systemd)
 stages=("$@")
-((${#stages[@]})) || stages=(lint unit e2e critest)
+((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do
-	[[ " lint unit e2e critest " == *" $stage "* ]] || die "no stage $stage: there are lint unit e2e critest"
+	[[ " ${all[*]} " == *" $stage "* ]] || die "no stage $stage: there are ${all[*]}"
 done
 
 need_root
@@ -29,7 +34,7 @@ for stage in "${stages[@]}"; do
 	echo "--- $stage"
 	start=$SECONDS result=passed
 	"$stage" || result=FAILED failed=1
-	summary+=("$(printf '%-8s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
+	summary+=("$(printf '%-10s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
 done
 echo "--- summary"
 printf '%s\n' "${summary[@]}"
