@@ -38,9 +38,9 @@
 //	Root/containers/<id>/volumes/<imageID>/  the same of an image volume (volume.go)
 //	Root/tmp, Root/trash         being written, being deleted
 //	Root/empty                   an empty layer
-//	RunDir/<id>                  the mounted root of a container
-//	RunDir/<id>+<imageID>        an image volume of it
-//	RunDir/<id>+map              for a moment, while layers are idmapped (before Linux 6.15)
+//	RunDir/<id>/rootfs           the mounted root of a container
+//	RunDir/<id>/<imageID>        an image volume of it
+//	RunDir/<id>/map              for a moment, while layers are idmapped (before Linux 6.15)
 //
 // # A layer's life
 //

@@ -121,7 +121,7 @@ func (s *Service) recoverContainers() error {
 			return err
 		}
 		for _, e := range entries {
-			id, _, _ := strings.Cut(e.Name(), volumeMark)
+			id := e.Name()
 			if !validID.MatchString(id) || s.containers[id] != nil || (dir == s.cfg.RunDir && !e.IsDir()) {
 				continue
 			}
@@ -133,7 +133,7 @@ func (s *Service) recoverContainers() error {
 }
 
 func (s *Service) recoverContainer(id string, mounts map[string]bool) *container {
-	c := &container{mounted: mounts[id], volumes: make(map[string]bool), measure: true}
+	c := &container{mounted: mounts[id+"/"+rootName], volumes: make(map[string]bool), measure: true}
 	dir := s.path(containersDir, id)
 	c.layers = s.readLayers(id, dir)
 	volumes, err := os.ReadDir(filepath.Join(dir, volumesDir))
@@ -141,7 +141,7 @@ func (s *Service) recoverContainer(id string, mounts map[string]bool) *container
 		s.log.Error(err, "Volumes of a container not read", "container", id)
 	}
 	for _, v := range volumes {
-		c.volumes[v.Name()] = mounts[id+volumeMark+v.Name()]
+		c.volumes[v.Name()] = mounts[id+"/"+v.Name()]
 		c.layers = append(c.layers, s.readLayers(id, filepath.Join(dir, volumesDir, v.Name()))...)
 	}
 	return c
@@ -162,7 +162,7 @@ func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
 	return layers
 }
 
-// mountpoints are the names in dir at which something is mounted.
+// mountpoints are the paths below dir at which something is mounted.
 func mountpoints(dir string) (map[string]bool, error) {
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {

@@ -22,7 +22,9 @@ import (
 // below it (volume.go). On disk it is the directory containers/<id> with the
 // upper and work directories and a file `layers` that names the image and the
 // layers, so that they are kept over a restart even when the image is removed;
-// and the mount at RunDir/<id>.
+// and the mounts below RunDir/<id>. That directory keeps others away from the
+// setuid programs of the image (CVE-2021-41103); only the root of the
+// container's user namespace, if it has one, can pass it.
 type container struct {
 	op    sync.Mutex // serialises Mount, MountVolume and Unmount; taken before Service.mu
 	idmap *IDMap     // of the mount; guarded by op
@@ -96,7 +98,7 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 			return "", fmt.Errorf("container %s: %w: %w", containerID, err, errdefs.ErrInvalidArgument)
 		}
 	}
-	target := filepath.Join(s.cfg.RunDir, containerID)
+	target := s.mountPath(containerID, rootName)
 	c := s.lock(containerID)
 	defer c.op.Unlock()
 
@@ -139,6 +141,9 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 }
 
 func (s *Service) mount(ctx context.Context, id, target string, img *image, m *IDMap) error {
+	if err := s.makeRunDir(id, m); err != nil {
+		return err
+	}
 	dir := s.path(containersDir, id)
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, os.ErrExist) { // left by a boot that has ended
@@ -179,6 +184,33 @@ func (s *Service) mount(ctx context.Context, id, target string, img *image, m *I
 	return tree.Shift(ctx, target, m.Host)
 }
 
+// rootName is that of the root among a container's mounts; volumes have the id
+// of their image, and mapName is one of [overlay.Layers].
+const (
+	rootName = "rootfs"
+	mapName  = "map"
+)
+
+func (s *Service) mountPath(containerID, name string) string {
+	return filepath.Join(s.cfg.RunDir, containerID, name)
+}
+
+// makeRunDir makes the directory that a container's mounts lie in.
+func (s *Service) makeRunDir(id string, m *IDMap) error {
+	dir := filepath.Join(s.cfg.RunDir, id)
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if m == nil {
+		return nil
+	}
+	_, gid := m.Host(0, 0)
+	if err := os.Lchown(dir, -1, int(gid)); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o710)
+}
+
 // writeLayers writes down what a mount is of, for recover.
 func writeLayers(dir string, img *image) error {
 	list := strings.Join(append([]string{img.ID}, keys(img.layers)...), "\n")
@@ -209,7 +241,7 @@ func (s *Service) stack(id string, l overlay.Layers, target string, m *IDMap) er
 	if m == nil {
 		return s.mounter.Mount(l, target)
 	}
-	l.Map, l.Scratch = m, filepath.Join(s.cfg.RunDir, id+volumeMark+"map") // unmount finds it after a crash
+	l.Map, l.Scratch = m, s.mountPath(id, mapName) // unmount finds it after a crash
 	if err := os.Mkdir(l.Scratch, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
@@ -233,17 +265,18 @@ func (s *Service) Unmount(_ context.Context, containerID string) error {
 
 // unmount removes what Mount and MountVolume make, whatever of it there is.
 func (s *Service) unmount(id string) error {
-	entries, err := os.ReadDir(s.cfg.RunDir)
-	if err != nil {
+	dir := filepath.Join(s.cfg.RunDir, id)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
-		if e.Name() != id && !strings.HasPrefix(e.Name(), id+volumeMark) {
-			continue
-		}
-		if err := drop(filepath.Join(s.cfg.RunDir, e.Name())); err != nil {
+		if err := drop(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	return s.discard(s.path(containersDir, id))
 }

@@ -3,7 +3,9 @@ package imageservice
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +22,9 @@ import (
 func mounted(t testing.TB, path string) bool {
 	t.Helper()
 	m, err := mountpoints(filepath.Dir(path))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,8 +29,9 @@ type Config struct {
 	// Root holds everything durable: layers, metadata, writable layers. One
 	// Service may have it open at a time. Created with mode 0700 if absent.
 	Root string
-	// RunDir is where container root file systems are mounted, each at
-	// RunDir/<containerID>. Created with mode 0700 if absent.
+	// RunDir is where container root file systems are mounted, below
+	// RunDir/<containerID>, which is closed to others. Created if absent, with
+	// mode 0711: the roots of user namespaces pass it.
 	RunDir string
 	// HostsDirs are directories in the certs.d convention; for each registry
 	// host the first directory with an entry for it (or _default) is used.
@@ -163,11 +164,11 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.RunDir) {
 		return nil, fmt.Errorf("root %q and run directory %q of images must be absolute: %w", cfg.Root, cfg.RunDir, errdefs.ErrInvalidArgument)
 	}
-	for _, dir := range []string{cfg.Root, cfg.RunDir} {
+	for dir, mode := range map[string]os.FileMode{cfg.Root: 0o700, cfg.RunDir: 0o711} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making image directory: %w", err)
 		}
-		if err := os.Chmod(dir, 0o700); err != nil { // layers have setuid files
+		if err := os.Chmod(dir, mode); err != nil { // layers have setuid files
 			return nil, err
 		}
 	}

@@ -14,10 +14,6 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
 )
 
-// volumeMark stands between the id of a container, which cannot have it, and
-// the name of a volume in that of a directory of RunDir.
-const volumeMark = "+"
-
 // volumesDir is in containers/<id>. Each volume <name>, the image's id without
 // its algorithm, is <name>/layers, as that of the container, and <name>/root,
 // an empty directory with the mode and owner of the image's root. It lies
@@ -48,7 +44,7 @@ func (s *Service) MountVolume(_ context.Context, containerID, imageID string) (r
 		return "", err
 	}
 	name := strings.TrimPrefix(img.ID, "sha256:")
-	target := filepath.Join(s.cfg.RunDir, containerID+volumeMark+name)
+	target := s.mountPath(containerID, name)
 	if c.volumes[name] {
 		s.mu.Unlock()
 		return target, nil

@@ -228,7 +228,7 @@ func TestVolumeUndone(t *testing.T) {
 	app := pull(t, s, reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "app")))))
 	data := pull(t, s, reg.push(t, "data", "latest", imageOf(t, gzipLayer(t, file("f", "data")))))
 	root := mount(t, s, "c1", app)
-	target := root + volumeMark + strings.TrimPrefix(data, "sha256:")
+	target := filepath.Join(filepath.Dir(root), strings.TrimPrefix(data, "sha256:"))
 	write(t, target, 1) // no directory
 	if _, err := s.MountVolume(t.Context(), "c1", data); err == nil {
 		t.Fatal("mounted over a file")
@@ -267,14 +267,14 @@ func TestVolumeAfterCrash(t *testing.T) {
 	// on their way into a mapped mount.
 	mount(t, s, "half", id)
 	mkdir(s.path(containersDir, "half", volumesDir, "abc"))
-	mkdir(at("half" + volumeMark + "def"))
-	mkdir(at("half" + volumeMark + "map"))
+	mkdir(at("half/def"))
+	mkdir(at("half/map"))
 	for range 3 {
-		if err := unix.Mount("none", at("half"+volumeMark+"map"), "tmpfs", 0, ""); err != nil {
+		if err := unix.Mount("none", at("half/map"), "tmpfs", 0, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
-	mkdir(at("only" + volumeMark + "ghi"))
+	mkdir(at("only/ghi"))
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -68,6 +68,7 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 	pid, err := s.host.Start(ctx, sandbox.Container{
 		ID: c.id, Runtime: c.runtime, Cgroup: c.cgroup, LogDir: c.pod.config.GetLogDirectory(), LogPath: cc.GetLogPath(),
 		Terminal: cc.GetTty(), Stdin: cc.GetStdin(), StdinOnce: cc.GetStdinOnce(),
+		IDs: sandboxIDs(c.pod.userns),
 	})
 	switch {
 	case err == nil:

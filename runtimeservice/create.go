@@ -145,7 +145,7 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 		return err
 	}
 	undo.Add("the root file system and the image volumes", func(ctx context.Context) error { return s.images.Unmount(ctx, c.id) })
-	rootfs, err := s.images.Mount(ctx, c.id, c.imageID)
+	rootfs, err := s.images.MountMapped(ctx, c.id, c.imageID, imageIDs(c.pod.userns))
 	if err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if err := s.cdiDevices(c.config, &in); err != nil {
 		return nil, err
 	}
-	if in.Volumes, err = imageVolumes(img.Config, c.config, rootfs); err != nil {
+	if in.Volumes, err = imageVolumes(img.Config, c.config, rootfs, c.pod.userns); err != nil {
 		return nil, err
 	}
 	if in.SeccompProfile, err = s.localhostProfile(c.config); err != nil {
@@ -246,7 +246,8 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	for _, w := range warnings {
 		klog.FromContext(ctx).Info("Container is not made quite as asked for", "container", c.id, "name", c.key.name, "because", w)
 	}
-	if err := inroot.MkdirAll(rootfs, spec.Process.Cwd, 0o755, int(in.User.UID), int(in.User.GID)); err != nil {
+	uid, gid := c.pod.userns.Host(in.User.UID, in.User.GID)
+	if err := inroot.MkdirAll(rootfs, spec.Process.Cwd, 0o755, int(uid), int(gid)); err != nil {
 		return nil, fmt.Errorf("making the working directory %q: %w", spec.Process.Cwd, err)
 	}
 	return spec, nil
@@ -260,6 +261,7 @@ func (c *core) specPod(p *pod, paths sandbox.PodPaths) ocispec.Pod {
 	}
 	sp := ocispec.Pod{
 		ID: p.id, Config: p.config, Hostname: hostname,
+		UserNS: p.userns, UserNSPath: paths.User,
 		NetNS: paths.Net, IPCNS: paths.IPC, UTSNS: paths.UTS, ShmDir: paths.Shm,
 		ResolvConf:   c.host.File(p.id, sandbox.FileResolvConf),
 		HostnameFile: c.host.File(p.id, sandbox.FileHostname),

@@ -42,7 +42,7 @@ func (s *exec) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*
 			fmt.Errorf("command %q timed out after %d s: %w", req.GetCmd(), t, context.DeadlineExceeded))
 		defer cancel()
 	}
-	res, err := s.host.Exec(ctx, c.id, process)
+	res, err := s.host.Exec(ctx, c.id, process, sandboxIDs(c.pod.userns))
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("container %s (%s): %w", c.key.name, c.id, context.Cause(ctx))
 	}

@@ -102,13 +102,13 @@ func TestSecurity(t *testing.T) {
 			return imagespec.ImageConfig{Volumes: map[string]struct{}{v: {}}}
 		}
 		for v, want := range map[string]string{"/v": "etc", "/within/sub": "dir/sub", "/new/volume": "new/volume"} {
-			got, err := imageVolumes(declares(v), &runtimeapi.ContainerConfig{}, root)
+			got, err := imageVolumes(declares(v), &runtimeapi.ContainerConfig{}, root, nil)
 			if err != nil || got[v] != filepath.Join(root, want) {
 				t.Errorf("%s: %v, %v", v, got, err)
 			}
 		}
 		for _, v := range []string{"/../../etc", "/abs/x", "/rel/x", "/far/x", "/dir/up/x"} {
-			got, err := imageVolumes(declares(v), &runtimeapi.ContainerConfig{}, root)
+			got, err := imageVolumes(declares(v), &runtimeapi.ContainerConfig{}, root, nil)
 			for _, dir := range got {
 				if !strings.HasPrefix(dir, root+"/") {
 					t.Errorf("%s leads to %s", v, dir)

@@ -46,10 +46,14 @@ func (s *node) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtim
 	}
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{ready, network}},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 	for _, h := range s.cfg.Handlers {
-		features := &runtimeapi.RuntimeHandlerFeatures{RecursiveReadOnlyMounts: h.Features.RecursiveReadOnly}
+		features := &runtimeapi.RuntimeHandlerFeatures{
+			RecursiveReadOnlyMounts: h.Features.RecursiveReadOnly,
+			// The kubelet wants the owners of all volumes mapped.
+			UserNamespaces: !s.core.node.NoUserNS && h.Features.HasUserNamespaces() && h.Features.IDMappedMounts,
+		}
 		if h.Name == s.cfg.DefaultHandler {
 			resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: "", Features: features})
 		}
@@ -98,6 +102,7 @@ func nodeFacts(ctx context.Context, cfg Config, host *sandbox.Host) (ocispec.Nod
 		Pids:           cgroup.Has("pids"),
 		SwapAccounting: cgroup.HasSwap(),
 		AppArmor:       kernelHas("/sys/module/apparmor/parameters/enabled", "Y"),
+		NoUserNS:       !kernelHas("/proc/self/uid_map", "") || kernelHas("/proc/sys/user/max_user_namespaces", "0"),
 		SELinux:        kernelHas("/sys/fs/selinux/enforce", ""),
 		NoX32:          !x32,
 		SeccompRoot:    cfg.SeccompRoot,
@@ -167,6 +172,7 @@ func cappedRlimits() ([]specs.POSIXRlimit, error) {
 func (c *core) nodeFor(h Handler) ocispec.Node {
 	n := c.node
 	n.OCIVersion = h.Features.OCIVersion
+	n.IDMappedMounts = h.Features.IDMappedMounts
 	n.RecursiveReadOnly = h.Features.RecursiveReadOnly
 	n.Annotations = h.filter
 	n.CgroupWritable = h.CgroupWritable

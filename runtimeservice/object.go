@@ -12,6 +12,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
 )
@@ -53,6 +54,7 @@ type pod struct {
 	config     *runtimeapi.PodSandboxConfig
 	configJSON []byte // config as it stands in the record
 	own        sandbox.Namespaces
+	userns     *ocispec.UserNS // nil = the host's
 	createdAt  int64
 	bootID     string
 	feed       *feed

@@ -22,6 +22,7 @@ import (
 // podPlan is what a PodSandboxConfig asks for, once it has been understood.
 type podPlan struct {
 	sandbox      sandbox.PodConfig // without its id
+	userns       *ocispec.UserNS   // nil = the host's
 	cgroupParent string            // path below the hierarchies' roots
 	warnings     []string
 }
@@ -29,11 +30,14 @@ type podPlan struct {
 // planPod understands a PodSandboxConfig, or refuses it. It changes nothing.
 func (c *core) planPod(pc *runtimeapi.PodSandboxConfig) (podPlan, error) {
 	ns := pc.GetLinux().GetSecurityContext().GetNamespaceOptions()
-	own, err := ownNamespaces(ns)
+	own, userns, err := ownNamespaces(ns)
 	if err != nil {
 		return podPlan{}, err
 	}
-	var plan podPlan
+	if userns != nil && c.node.NoUserNS {
+		return podPlan{}, fmt.Errorf("namespace_options.userns_options: this node has no user namespaces, see the sysctl user.max_user_namespaces: %w", errdefs.ErrFailedPrecondition)
+	}
+	plan := podPlan{userns: userns}
 	if plan.cgroupParent, err = cgroupDir(c.node, pc, ""); err != nil {
 		return podPlan{}, err
 	}
@@ -53,10 +57,14 @@ func (c *core) planPod(pc *runtimeapi.PodSandboxConfig) (podPlan, error) {
 	if _, err = portMappings(pc.GetPortMappings()); err != nil {
 		return podPlan{}, err
 	}
+	if sysctls, err = withDefaultSysctls(sysctls, own, userns); err != nil {
+		return podPlan{}, err
+	}
 	plan.sandbox = sandbox.PodConfig{
 		Namespaces: own,
+		IDs:        sandboxIDs(userns),
 		Hostname:   hostname,
-		Sysctls:    withDefaultSysctls(sysctls, own),
+		Sysctls:    sysctls,
 		ShmSize:    c.cfg.ShmSize,
 		Files: map[string][]byte{
 			sandbox.FileHostname: []byte(hostname + "\n"),
@@ -75,8 +83,7 @@ func (c *core) planPod(pc *runtimeapi.PodSandboxConfig) (podPlan, error) {
 
 // ownNamespaces says which namespaces the pod has of its own; a pod on the
 // host's network has the host's UTS namespace too, as with both peers.
-func ownNamespaces(ns *runtimeapi.NamespaceOption) (sandbox.Namespaces, error) {
-	own := sandbox.Namespaces{}
+func ownNamespaces(ns *runtimeapi.NamespaceOption) (own sandbox.Namespaces, userns *ocispec.UserNS, err error) {
 	for _, o := range []struct {
 		field string
 		mode  runtimeapi.NamespaceMode
@@ -87,29 +94,38 @@ func ownNamespaces(ns *runtimeapi.NamespaceOption) (sandbox.Namespaces, error) {
 			*o.own = true
 		case runtimeapi.NamespaceMode_NODE:
 		default:
-			return own, fmt.Errorf("namespace_options.%s of a pod is POD or NODE, not %v: %w", o.field, o.mode, errdefs.ErrInvalidArgument)
+			return own, nil, fmt.Errorf("namespace_options.%s of a pod is POD or NODE, not %v: %w", o.field, o.mode, errdefs.ErrInvalidArgument)
 		}
 	}
 	if ns.GetPid() == runtimeapi.NamespaceMode_TARGET {
-		return own, fmt.Errorf("namespace_options.pid of a pod cannot be TARGET: %w", errdefs.ErrInvalidArgument)
+		return own, nil, fmt.Errorf("namespace_options.pid of a pod cannot be TARGET: %w", errdefs.ErrInvalidArgument)
 	}
-	if mode := ns.GetUsernsOptions().GetMode(); ns.GetUsernsOptions() != nil && mode != runtimeapi.NamespaceMode_NODE {
-		return own, fmt.Errorf("namespace_options.userns_options.mode %v: only NODE is supported: %w", mode, errdefs.ErrInvalidArgument)
+	if userns, err = ocispec.ParseUserNS(ns); err != nil {
+		return own, nil, err
 	}
-	own.UTS = own.Net
-	return own, nil
+	own.UTS, own.User = own.Net, userns != nil
+	return own, userns, nil
 }
 
 // withDefaultSysctls adds what containers of both peers have come to expect:
 // ports below 1024 and ping without capabilities.
-func withDefaultSysctls(asked map[string]string, own sandbox.Namespaces) map[string]string {
+func withDefaultSysctls(asked map[string]string, own sandbox.Namespaces, userns *ocispec.UserNS) (map[string]string, error) {
+	const pingGroups = "net/ipv4/ping_group_range"
 	all := map[string]string{}
 	if own.Net {
 		all["net/ipv4/ip_unprivileged_port_start"] = "0"
-		all["net/ipv4/ping_group_range"] = "0 2147483647"
+		all[pingGroups] = "0 2147483647"
+		if userns != nil {
+			all[pingGroups] = fmt.Sprintf("0 %d", userns.Length-1)
+		}
 	}
 	maps.Copy(all, asked)
-	return all
+	if !own.Net {
+		return all, nil
+	}
+	var err error
+	all[pingGroups], err = userns.PingGroups(all[pingGroups])
+	return all, err
 }
 
 // resolvConf is the pod's resolv.conf. Without a DNSConfig it is the host's;
@@ -196,7 +212,7 @@ func (s *pods) newPod(req *runtimeapi.RunPodSandboxRequest, plan podPlan, h Hand
 	}
 	return &pod{
 		id: newID(), key: keyOfPod(req.GetConfig()), handler: req.GetRuntimeHandler(), runtime: h.Name, config: req.GetConfig(), configJSON: configJSON,
-		own: plan.sandbox.Namespaces, createdAt: s.index.now(), bootID: s.bootID, feed: s.feed,
+		own: plan.sandbox.Namespaces, userns: plan.userns, createdAt: s.index.now(), bootID: s.bootID, feed: s.feed,
 		op: newOpLock(), made: make(chan struct{}), state: lifecycle.PodCreating,
 	}, nil
 }

@@ -33,6 +33,9 @@ func (s *pods) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxR
 	if err != nil {
 		return nil, err
 	}
+	if plan.userns != nil && !h.Features.HasUserNamespaces() {
+		return nil, fmt.Errorf("namespace_options.userns_options: runtime handler %q has no user namespaces: %w", h.Name, errdefs.ErrFailedPrecondition)
+	}
 	for _, w := range plan.warnings {
 		klog.FromContext(ctx).Info("Pod is not made quite as asked for", "because", w)
 	}
@@ -182,7 +185,7 @@ func (s *pods) attach(ctx context.Context, p *pod, network cni.Pod, plan podPlan
 	p.mu.Lock()
 	p.ips = res.IPs
 	p.mu.Unlock()
-	return s.host.WritePodFile(p.id, sandbox.FileHosts, hostsFile(plan.sandbox.Hostname, res.IPs))
+	return s.host.WritePodFile(p.id, sandbox.FileHosts, hostsFile(plan.sandbox.Hostname, res.IPs), plan.sandbox.IDs)
 }
 
 // StopPodSandbox kills the pod's containers and frees its network. It may be

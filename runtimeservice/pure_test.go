@@ -108,17 +108,17 @@ func TestPortMappings(t *testing.T) {
 
 func TestOwnNamespaces(t *testing.T) {
 	node, pod, ctr, target := runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_TARGET
-	if own, err := ownNamespaces(nil); err != nil || !own.Net || !own.IPC || !own.UTS {
+	if own, _, err := ownNamespaces(nil); err != nil || !own.Net || !own.IPC || !own.UTS {
 		t.Errorf("default: %+v, %v", own, err)
 	}
-	if own, err := ownNamespaces(&runtimeapi.NamespaceOption{Network: node, Ipc: pod}); err != nil || own.Net || !own.IPC || own.UTS {
+	if own, _, err := ownNamespaces(&runtimeapi.NamespaceOption{Network: node, Ipc: pod}); err != nil || own.Net || !own.IPC || own.UTS {
 		t.Errorf("host network: %+v, %v; the UTS namespace is the host's too", own, err)
 	}
 	for _, bad := range []*runtimeapi.NamespaceOption{
 		{Network: ctr}, {Ipc: ctr}, {Pid: target}, {Network: target}, {Ipc: 17},
 		{UsernsOptions: &runtimeapi.UserNamespace{Mode: pod}}, {UsernsOptions: &runtimeapi.UserNamespace{Mode: ctr}},
 	} {
-		if own, err := ownNamespaces(bad); !errdefs.IsInvalidArgument(err) {
+		if own, _, err := ownNamespaces(bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %+v, %v", bad, own, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -98,13 +99,13 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 	if err := unmarshal.Unmarshal(rec.Config, cfg); err != nil {
 		return fmt.Errorf("its config: %w", err)
 	}
-	own, err := ownNamespaces(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
+	own, userns, err := ownNamespaces(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
 	if err != nil {
 		return fmt.Errorf("its config: %w", err)
 	}
 	p := &pod{
 		id: id, key: keyOfPod(cfg), handler: rec.Handler, runtime: cmp.Or(rec.Runtime, rec.Handler, c.cfg.DefaultHandler), config: cfg, configJSON: rec.Config, own: own,
-		createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
+		userns: userns, createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
 		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups,
 	}
 	close(p.made)
@@ -213,6 +214,9 @@ func (c *core) settlePods(ctx context.Context) error {
 	}
 	var errs []error
 	rpcs := &pods{c}
+	if slices.ContainsFunc(c.index.allPods(), func(p *pod) bool { return p.own.User }) {
+		errs = append(errs, c.host.LetPass()) // closed again by the start, until a pod needs it
+	}
 	for _, p := range c.index.allPods() {
 		switch state := p.getState(); {
 		case state == lifecycle.PodCreating:

@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -53,14 +55,15 @@ func checkRootfs(rootfs string) error {
 // directory of the container's own root file system that is mounted there: it
 // holds what the image has in it, is writable below a read-only root too, and
 // goes with the container.
-func imageVolumes(img imagespec.ImageConfig, cc *runtimeapi.ContainerConfig, rootfs string) (map[string]string, error) {
+func imageVolumes(img imagespec.ImageConfig, cc *runtimeapi.ContainerConfig, rootfs string, userns *ocispec.UserNS) (map[string]string, error) {
 	targets, err := ocispec.ImageVolumes(img, cc.GetMounts())
 	if err != nil {
 		return nil, err
 	}
 	volumes := make(map[string]string, len(targets))
+	uid, gid := userns.Host(0, 0)
 	for _, target := range targets {
-		if err := inroot.MkdirAll(rootfs, target, 0o755, 0, 0); err != nil {
+		if err := inroot.MkdirAll(rootfs, target, 0o755, int(uid), int(gid)); err != nil {
 			return nil, fmt.Errorf("making the image's volume %q: %w", target, err)
 		}
 		if volumes[target], err = inroot.Resolve(rootfs, target); err != nil {
@@ -86,11 +89,21 @@ func resolveUser(cc *runtimeapi.ContainerConfig, imageUser, rootfs string) (ocis
 
 // mounts resolves the sources of the request's mounts.
 func (s *containers) mounts(ctx context.Context, c *container) (list []ocispec.Mount, err error) {
+	userns, err := s.openUserNS(c)
+	if err != nil {
+		return nil, err
+	}
+	defer userns.Close()
 	for i, m := range c.config.GetMounts() {
 		om := ocispec.Mount{CRI: m}
 		if m.GetImage() == nil {
 			if om, err = hostMount(m); err != nil {
 				return nil, fmt.Errorf("mounts[%d].%w", i, err)
+			}
+			if len(m.GetUidMappings()) > 0 && userns != nil {
+				if err := userns.CanMap(om.Source); err != nil {
+					return nil, fmt.Errorf("mounts[%d].uidMappings: host_path %q: %w", i, m.GetHostPath(), err)
+				}
 			}
 		} else {
 			root, err := s.images.MountVolume(ctx, c.id, m.GetImage().GetImage())
@@ -143,6 +156,7 @@ func (s *containers) devices(cc *runtimeapi.ContainerConfig, h Handler, in *ocis
 		}
 		in.Devices = all
 	}
+	in.DeviceSources = make(map[string]string, len(cc.GetDevices()))
 	for i, d := range cc.GetDevices() {
 		nodes, rules, err := hostdev.Devices(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
 		if err != nil {
@@ -150,6 +164,10 @@ func (s *containers) devices(cc *runtimeapi.ContainerConfig, h Handler, in *ocis
 		}
 		if s.cfg.DeviceOwnership {
 			ownDevices(nodes, sc)
+		}
+		for _, node := range nodes {
+			within := strings.TrimPrefix(node.Path, path.Clean(cmp.Or(d.GetContainerPath(), d.GetHostPath())))
+			in.DeviceSources[node.Path] = filepath.Join(d.GetHostPath(), within)
 		}
 		in.Devices = append(in.Devices, nodes...)
 		in.DeviceRules = append(in.DeviceRules, rules...)

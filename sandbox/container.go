@@ -34,6 +34,8 @@ type Container struct {
 	LogPath string // relative, beneath LogDir
 
 	Terminal, Stdin, StdinOnce bool
+
+	IDs IDMap // of the user namespace that it is in
 }
 
 func (h *Host) bundle(id string) string { return filepath.Join(h.containersDir(), id) }
@@ -94,6 +96,8 @@ func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
 		Terminal:    c.Terminal,
 		Stdin:       c.Stdin,
 		StdinOnce:   c.StdinOnce,
+		StdioUID:    c.IDs.UID,
+		StdioGID:    c.IDs.GID,
 		OOMFile:     cgroup.OOMFile(c.Cgroup),
 		CgroupProcs: cgroup.ProcsFiles(c.Cgroup),
 	})

@@ -31,9 +31,10 @@ type ExecResult struct {
 
 // Exec runs a process in a container and returns when it has ended. Of each
 // stream the first [ExecOutputLimit] bytes are kept, the rest is read and
-// dropped. When ctx ends first, all that the process started in its session is
+// dropped; the streams belong to the container's root, whom ids says, so that
+// its processes can open /dev/stdout. When ctx ends first, all that the process started in its session is
 // killed and ctx's error returned.
-func (h *Host) Exec(ctx context.Context, id string, process *specs.Process) (ExecResult, error) {
+func (h *Host) Exec(ctx context.Context, id string, process *specs.Process, ids IDMap) (ExecResult, error) {
 	spec, err := json.Marshal(process)
 	if err != nil {
 		return ExecResult{}, fmt.Errorf("encoding the process: %w", err)
@@ -41,10 +42,10 @@ func (h *Host) Exec(ctx context.Context, id string, process *specs.Process) (Exe
 	var out, errOut capture
 	defer out.abandon()
 	defer errOut.abandon()
-	if err := out.start(); err != nil {
+	if err := out.start(ids); err != nil {
 		return ExecResult{}, err
 	}
-	if err := errOut.start(); err != nil {
+	if err := errOut.start(ids); err != nil {
 		return ExecResult{}, err
 	}
 	code, err := h.sup.Exec(ctx, supervisor.ExecRequest{ID: id, Process: spec, Stdout: out.w, Stderr: errOut.w})
@@ -62,7 +63,7 @@ type capture struct {
 	data []byte
 }
 
-func (c *capture) start() error {
+func (c *capture) start(ids IDMap) error {
 	// Not os.Pipe: the end that the process gets must not be O_NONBLOCK.
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
@@ -72,6 +73,11 @@ func (c *capture) start() error {
 		return fmt.Errorf("making a pipe: %w", err)
 	}
 	c.r, c.w = os.NewFile(uintptr(p[0]), "exec output"), os.NewFile(uintptr(p[1]), "exec output")
+	if ids != (IDMap{}) {
+		if err := c.w.Chown(int(ids.UID), int(ids.GID)); err != nil {
+			return err
+		}
+	}
 	c.done.Go(func() {
 		c.data, _ = io.ReadAll(io.LimitReader(c.r, ExecOutputLimit)) // an error is the drain's deadline or Close
 		_, _ = io.Copy(io.Discard, c.r)

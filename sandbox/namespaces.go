@@ -16,6 +16,7 @@ import (
 
 // Namespaces says which namespaces a pod has of its own; the others are the host's.
 type Namespaces struct {
+	User          bool // it then owns the others
 	Net, IPC, UTS bool
 }
 
@@ -24,7 +25,7 @@ func (n Namespaces) flags() (flags int, kinds []string) {
 		own  bool
 		name string
 		flag int
-	}{{n.Net, "net", unix.CLONE_NEWNET}, {n.IPC, "ipc", unix.CLONE_NEWIPC}, {n.UTS, "uts", unix.CLONE_NEWUTS}} {
+	}{{n.User, "user", unix.CLONE_NEWUSER}, {n.Net, "net", unix.CLONE_NEWNET}, {n.IPC, "ipc", unix.CLONE_NEWIPC}, {n.UTS, "uts", unix.CLONE_NEWUTS}} {
 		if k.own {
 			flags |= k.flag
 			kinds = append(kinds, k.name)
@@ -34,10 +35,17 @@ func (n Namespaces) flags() (flags int, kinds []string) {
 }
 
 // makeNamespaces makes the pod's namespaces, sets them up and pins each as
-// dir/<kind>. The calling goroutine's thread is not changed.
-func makeNamespaces(dir string, cfg PodConfig) error {
+// dir/<kind>; init is the program of pod inits. The calling goroutine's thread
+// is not changed.
+func makeNamespaces(dir, init string, cfg PodConfig) error {
 	errc := make(chan error, 1)
-	go onSpareThread(func() { errc <- enterAndPin(dir, cfg) })
+	go onSpareThread(func() {
+		if cfg.Namespaces.User {
+			errc <- makeMappedNamespaces(dir, init, cfg)
+		} else {
+			errc <- enterAndPin(dir, cfg)
+		}
+	})
 	return <-errc
 }
 
@@ -70,29 +78,34 @@ func enterAndPin(dir string, cfg PodConfig) error {
 			return err
 		}
 	}
+	return setUp(cfg)
+}
+
+// setUp gives the namespaces that the thread is in what the pod asks for.
+func setUp(cfg PodConfig) error {
 	if cfg.Namespaces.UTS {
 		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
 			return fmt.Errorf("setting hostname %q: %w", cfg.Hostname, err)
 		}
 	}
-	return setSysctls(cfg.Sysctls)
+	return setSysctls(cfg.Sysctls, cfg.IDs)
 }
 
 // setSysctls writes to /proc/sys, which shows the calling thread's namespaces
 // for the net, kernel/shm*, msg*, sem and fs/mqueue trees. That every key is
 // of a namespace that the pod owns is the caller's duty: any other would
 // change the host.
-func setSysctls(sysctls map[string]string) error {
+func setSysctls(sysctls map[string]string, ids IDMap) error {
 	keys := make([]string, 0, len(sysctls))
 	for k := range sysctls {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys) // the same error every time
 	for _, k := range keys {
-		f, err := os.OpenFile(filepath.Join("/proc/sys", k), os.O_WRONLY, 0)
-		if err == nil {
-			_, err = f.WriteString(sysctls[k])
-			_ = f.Close() // procfs writes take effect in write(2)
+		path := filepath.Join("/proc/sys", k)
+		err := writeSysctl(path, sysctls[k])
+		if ids != (IDMap{}) && errors.Is(err, fs.ErrPermission) {
+			err = asMappedRoot(ids, func() error { return writeSysctl(path, sysctls[k]) })
 		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -102,6 +115,16 @@ func setSysctls(sysctls map[string]string) error {
 		}
 	}
 	return nil
+}
+
+func writeSysctl(path, value string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	_ = f.Close() // procfs writes take effect in write(2)
+	return err
 }
 
 // pin bind-mounts a namespace file, which keeps the namespace alive.

@@ -18,6 +18,7 @@ const DefaultShmSize = 64 << 20
 type PodConfig struct {
 	ID         string
 	Namespaces Namespaces
+	IDs        IDMap             // of the user namespace, if the pod has its own
 	Hostname   string            // set in the pod's UTS namespace, if it has one
 	Sysctls    map[string]string // by file below /proc/sys; only of namespaces that the pod has of its own
 	ShmSize    int64             // bytes; used with an IPC namespace of its own
@@ -33,9 +34,9 @@ const (
 
 // PodPaths says where a pod's parts lie. A namespace that is the host's has the path "".
 type PodPaths struct {
-	Net, IPC, UTS, PID string
-	Shm                string
-	Dir                string
+	User, Net, IPC, UTS, PID string
+	Shm                      string
+	Dir                      string
 }
 
 // PodPaths returns the paths of a pod with these namespaces. PID is where
@@ -43,6 +44,9 @@ type PodPaths struct {
 func (h *Host) PodPaths(id string, own Namespaces) PodPaths {
 	dir := filepath.Join(h.podsDir(), id)
 	p := PodPaths{Dir: dir, PID: filepath.Join(dir, "ns/pid"), Shm: "/dev/shm"}
+	if own.User {
+		p.User = filepath.Join(dir, "ns/user")
+	}
 	if own.Net {
 		p.Net = filepath.Join(dir, "ns/net")
 	}
@@ -69,38 +73,52 @@ func (h *Host) CreatePod(cfg PodConfig) (PodPaths, error) {
 			return PodPaths{}, fmt.Errorf("making the pod's directory: %w", err)
 		}
 	}
+	if cfg.Namespaces.User {
+		if err := h.LetPass(); err != nil {
+			return PodPaths{}, err
+		}
+	}
 	if cfg.Namespaces != (Namespaces{}) {
-		if err := makeNamespaces(nsDir, cfg); err != nil {
+		if err := makeNamespaces(nsDir, filepath.Join(h.podInitRoot, "init"), cfg); err != nil {
 			return PodPaths{}, err
 		}
 	}
 	if cfg.Namespaces.IPC {
-		if err := mountShm(paths.Shm, cfg.ShmSize); err != nil {
+		if err := mountShm(paths.Shm, cfg.ShmSize, cfg.IDs); err != nil {
 			return PodPaths{}, err
 		}
 	}
 	for name, data := range cfg.Files {
-		if err := h.WritePodFile(cfg.ID, name, data); err != nil {
+		if err := h.WritePodFile(cfg.ID, name, data, cfg.IDs); err != nil {
 			return PodPaths{}, err
 		}
 	}
 	return paths, nil
 }
 
-// WritePodFile makes or replaces a generated file. Containers read it, whatever their user.
-func (h *Host) WritePodFile(podID, name string, data []byte) error {
+// WritePodFile makes or replaces a generated file, which belongs to the pod's
+// root. Containers read it, whatever their user.
+func (h *Host) WritePodFile(podID, name string, data []byte, ids IDMap) error {
 	path := h.File(podID, name)
 	if err := os.WriteFile(path, data, 0o644); err != nil {
 		return fmt.Errorf("writing %s of the pod: %w", name, err)
 	}
+	if ids != (IDMap{}) {
+		if err := os.Lchown(path, int(ids.UID), int(ids.GID)); err != nil {
+			return fmt.Errorf("giving %s of the pod to its root: %w", name, err)
+		}
+	}
 	return os.Chmod(path, 0o644) // whatever the umask
 }
 
-func mountShm(target string, size int64) error {
+func mountShm(target string, size int64, ids IDMap) error {
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return fmt.Errorf("making /dev/shm of the pod: %w", err)
 	}
 	opts := "mode=1777,size=" + strconv.FormatInt(size, 10)
+	if ids != (IDMap{}) {
+		opts += fmt.Sprintf(",uid=%d,gid=%d", ids.UID, ids.GID)
+	}
 	if err := unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, opts); err != nil {
 		return fmt.Errorf("mounting /dev/shm of the pod (%s): %w", opts, err)
 	}
@@ -117,7 +135,7 @@ func (h *Host) PinPID(podID string, pid int) error {
 // run directory that was emptied, as some machines' is without a reboot, has lost them.
 func (h *Host) HasNamespaces(id string, own Namespaces) bool {
 	paths := h.PodPaths(id, own)
-	for _, path := range []string{paths.Net, paths.IPC, paths.UTS} {
+	for _, path := range []string{paths.User, paths.Net, paths.IPC, paths.UTS} {
 		var st unix.Statfs_t
 		if path != "" && (unix.Statfs(path, &st) != nil || st.Type != unix.NSFS_MAGIC) {
 			return false
@@ -132,7 +150,7 @@ func (h *Host) HasNamespaces(id string, own Namespaces) bool {
 func (h *Host) ReleaseNamespaces(podID string) error {
 	dir := filepath.Join(h.podsDir(), podID)
 	var errs []error
-	for _, m := range []string{"ns/pid", "ns/net", "ns/ipc", "ns/uts", "shm"} {
+	for _, m := range []string{"ns/pid", "ns/net", "ns/ipc", "ns/uts", "ns/user", "shm"} {
 		path := filepath.Join(dir, m)
 		if err := unmount(path); err != nil {
 			errs = append(errs, err)

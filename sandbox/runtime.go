@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,7 @@ const OldestOCIVersion = "1.0.2"
 
 // Features is what an OCI runtime says that it can do (runtime-spec,
 // features.md). Of a runtime that is not Known only its version and OCIVersion
-// are set, the latter to the oldest: what else it can do is not known.
+// are set, the latter to the oldest, and what its version is known to do.
 type Features struct {
 	Known      bool   // it has the command "features"
 	OCIVersion string // newest that it understands
@@ -33,7 +34,7 @@ type Features struct {
 
 	Namespaces        []string // as in the spec: "user", "cgroup", "time", ...
 	RecursiveReadOnly bool     // the mount option "rro", and the kernel can
-	IDMappedMounts    bool
+	IDMappedMounts    bool     // the same of "idmap"
 
 	CgroupV1, CgroupV2, CgroupSystemd bool
 	Seccomp, AppArmor, SELinux        bool
@@ -72,9 +73,14 @@ func ProbeRuntime(ctx context.Context, path string, options []string) (Features,
 		}
 		got = parseFeatures(f)
 	}
-	got.RecursiveReadOnly = got.RecursiveReadOnly && hasMountSetattr()
 	if m := versionLine.FindSubmatch(version); m != nil {
 		got.Program, got.Version = string(m[1]), string(m[2])
+	}
+	if !got.Known && got.Program == "crun" && !crunBefore181(got.Version) {
+		got.RecursiveReadOnly, got.IDMappedMounts = true, true
+	}
+	if !hasMountSetattr() {
+		got.RecursiveReadOnly, got.IDMappedMounts = false, false
 	}
 	return got, nil
 }
@@ -114,8 +120,23 @@ func ask(ctx context.Context, path string, options []string, command string) ([]
 	return out.b.Bytes(), nil
 }
 
+// crunBefore181 tells versions of crun that may not map owners and make mounts
+// below a mount read-only from those that do, by test, and still have no
+// command to say so.
+func crunBefore181(version string) bool {
+	var v [3]int
+	n, _ := fmt.Sscanf(version, "%d.%d.%d", &v[0], &v[1], &v[2])
+	return n < 2 || slices.Compare(v[:], []int{1, 8, 1}) < 0
+}
+
+// HasUserNamespaces is whether it makes containers in user namespaces, which
+// are in OCI 1.0 already.
+func (f Features) HasUserNamespaces() bool {
+	return !f.Known || slices.Contains(f.Namespaces, string(specs.UserNamespace))
+}
+
 // hasMountSetattr is whether the kernel (5.12) can make a mount and those below
-// it read-only, which a runtime with "rro" needs.
+// it read-only, or map its owners, as a runtime with "rro" or "idmap" needs.
 func hasMountSetattr() bool {
 	return unix.MountSetattr(-1, "", 0, &unix.MountAttr{}) != unix.ENOSYS
 }

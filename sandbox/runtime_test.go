@@ -57,7 +57,7 @@ func TestProbeCrun(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	if f.Version == "1.8.1" {
-		if diff := cmp.Diff(Features{Program: "crun", Version: "1.8.1", OCIVersion: OldestOCIVersion}, f); diff != "" {
+		if diff := cmp.Diff(Features{Program: "crun", Version: "1.8.1", OCIVersion: OldestOCIVersion, RecursiveReadOnly: true, IDMappedMounts: true}, f); diff != "" {
 			t.Errorf("(-want +got)\n%s", diff)
 		}
 	}

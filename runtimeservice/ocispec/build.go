@@ -33,6 +33,9 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 	if spec.Linux.Namespaces, err = namespaces(n, p, c); err != nil {
 		return nil, nil, err
 	}
+	if p.UserNS != nil {
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = p.UserNS.mappings()
+	}
 	if spec.Linux.Resources, err = Resources(n, c.Config.GetLinux().GetResources()); err != nil {
 		return nil, nil, err
 	}
@@ -43,6 +46,9 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 		return nil, nil, err
 	}
 	spec.Linux.Devices = devices
+	if p.UserNS != nil {
+		spec.Linux.Devices, spec.Mounts = mountDevices(c, devices, spec.Mounts)
+	}
 	warnings = append(warnings, more...)
 	if more, err = confine(n, c, spec); err != nil {
 		return nil, nil, err
@@ -65,7 +71,7 @@ func refuse(p Pod, c Container) error {
 	if c.Config.GetLinux().GetSecurityContext().GetPrivileged() && !p.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fmt.Errorf("privileged: the container is, its pod is not: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := checkUserns(p.namespaceOptions()); err != nil {
+	if err := p.UserNS.has(c.User); err != nil {
 		return err
 	}
 	return nil

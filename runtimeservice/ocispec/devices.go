@@ -68,3 +68,20 @@ func deviceNodes(c Container, list []specs.Mount) (nodes []specs.LinuxDevice, wa
 	}
 	return nodes, warnings, nil
 }
+
+// mountDevices gives nodes to a container in a user namespace, in which none
+// can be made: the host's is mounted. OCI runtimes do that themselves, with
+// what the host has at the container's path, which is another device unless the
+// paths are the same.
+func mountDevices(c Container, nodes []specs.LinuxDevice, list []specs.Mount) ([]specs.LinuxDevice, []specs.Mount) {
+	var same []specs.LinuxDevice
+	for _, d := range nodes {
+		source, ok := c.DeviceSources[d.Path]
+		if !ok || source == d.Path {
+			same = append(same, d)
+			continue
+		}
+		list = append(list, specs.Mount{Destination: d.Path, Type: "bind", Source: source, Options: []string{"bind", "rprivate", "nosuid", "noexec"}})
+	}
+	return same, list
+}

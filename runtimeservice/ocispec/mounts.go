@@ -23,7 +23,7 @@ const maxMounts = 4096
 // path, and one at /dev that of all below /dev: hosts' /dev and /sys are given
 // to drivers that way.
 func mounts(n Node, p Pod, c Container) (list []specs.Mount, propagation string, err error) {
-	asked, propagation, err := requestMounts(n, c)
+	asked, propagation, err := requestMounts(n, p, c)
 	if err != nil {
 		return nil, "", err
 	}
@@ -43,7 +43,7 @@ func mounts(n Node, p Pod, c Container) (list []specs.Mount, propagation string,
 		covered[m.Destination] = true
 		asked = slices.DeleteFunc(asked, func(o specs.Mount) bool { return o.Destination == m.Destination })
 	}
-	for _, m := range slices.Concat(runtimeMounts(c), podMounts(p, c)) {
+	for _, m := range slices.Concat(runtimeMounts(p, c), podMounts(p, c)) {
 		if !covered[m.Destination] && !(covered["/dev"] && beneath(m.Destination, "/dev")) {
 			list = append(list, m)
 		}
@@ -65,12 +65,12 @@ func depth(p string) int {
 }
 
 // runtimeMounts are the file systems that every container has.
-func runtimeMounts(c Container) []specs.Mount {
+func runtimeMounts(p Pod, c Container) []specs.Mount {
 	access := "ro"
 	if c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 		access = "rw"
 	}
-	return []specs.Mount{
+	list := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
@@ -78,7 +78,22 @@ func runtimeMounts(c Container) []specs.Mount {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 	}
+	if p.UserNS == nil {
+		return list
+	}
+	for i, m := range list {
+		switch {
+		case m.Type == "sysfs" && p.NetNS == "": // a new one would be of the network namespace, which the user namespace must own
+			list[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
+		case m.Type == "devpts" && p.UserNS.Length <= ttyGroup:
+			list[i].Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == fmt.Sprintf("gid=%d", ttyGroup) })
+		}
+	}
+	return list
 }
+
+// ttyGroup owns terminals, as on every Linux.
+const ttyGroup = 5
 
 // podMounts are the files and the shared memory that all containers of a pod
 // see. A read-only root makes the files read-only too, as they stand for parts of it.
@@ -105,7 +120,7 @@ func podMounts(p Pod, c Container) []specs.Mount {
 }
 
 // requestMounts are the mounts of the request, in its order.
-func requestMounts(n Node, c Container) (list []specs.Mount, rootPropagation string, err error) {
+func requestMounts(n Node, p Pod, c Container) (list []specs.Mount, rootPropagation string, err error) {
 	if len(c.Config.GetMounts()) != len(c.Mounts) {
 		return nil, "", fmt.Errorf("mounts: %d were asked for and %d prepared: %w", len(c.Config.GetMounts()), len(c.Mounts), errdefs.ErrFailedPrecondition)
 	}
@@ -117,6 +132,9 @@ func requestMounts(n Node, c Container) (list []specs.Mount, rootPropagation str
 		if err != nil {
 			return nil, "", err
 		}
+		if err := p.UserNS.checkMapping(n, m.CRI); err != nil {
+			return nil, "", fmt.Errorf("mount %s: %w", target, err)
+		}
 		if !path.IsAbs(m.Source) || path.Clean(m.Source) != m.Source {
 			return nil, "", fmt.Errorf("mount %s: its source %q is not a clean absolute path: %w", target, m.Source, errdefs.ErrInvalidArgument)
 		}
@@ -124,6 +142,9 @@ func requestMounts(n Node, c Container) (list []specs.Mount, rootPropagation str
 			return nil, "", fmt.Errorf("mount /proc: only the host's /proc can be mounted there, not %q: %w", m.Source, errdefs.ErrInvalidArgument)
 		}
 		propagation, err := m.propagation(target)
+		if err == nil && propagation == "rshared" && p.UserNS != nil {
+			err = fmt.Errorf("mount %s: propagation %s in a pod with a user namespace, which mounts nothing on the host: %w", target, m.CRI.GetPropagation(), errdefs.ErrInvalidArgument)
+		}
 		if err != nil {
 			return nil, "", err
 		}
@@ -131,12 +152,17 @@ func requestMounts(n Node, c Container) (list []specs.Mount, rootPropagation str
 		if propagation == "rshared" || propagation == "rslave" && rootPropagation == "" {
 			rootPropagation = propagation
 		}
-		list = append(list, specs.Mount{
+		om := specs.Mount{
 			Destination: target,
 			Type:        "bind",
 			Source:      m.Source,
 			Options:     append([]string{"rbind", propagation}, accessOptions(m.CRI)...),
-		})
+		}
+		if m.CRI.GetImage() == nil && len(m.CRI.GetUidMappings()) > 0 {
+			om.Options = append(om.Options, "idmap")
+			om.UIDMappings, om.GIDMappings = p.UserNS.mappings()
+		}
+		list = append(list, om)
 	}
 	return list, rootPropagation, nil
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -17,10 +18,16 @@ func namespaces(n Node, p Pod, c Container) ([]specs.LinuxNamespace, error) {
 	if opts == nil {
 		opts = podOpts // a client that says nothing wants the pod's way
 	}
-	if err := checkUserns(opts); err != nil {
-		return nil, err
+	if u := opts.GetUsernsOptions(); u != nil && !proto.Equal(u, podOpts.GetUsernsOptions()) {
+		return nil, fmt.Errorf("namespace_options.userns_options are not those of the pod: %w", errdefs.ErrInvalidArgument)
 	}
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if asked := podOpts.GetUsernsOptions(); asked != nil && asked.GetMode() != runtimeapi.NamespaceMode_NODE && (p.UserNS == nil || p.UserNSPath == "") {
+		return nil, fmt.Errorf("namespace_options.userns_options: pod %s should have a user namespace and has none: %w", p.ID, errdefs.ErrFailedPrecondition)
+	}
+	if p.UserNS != nil {
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: p.UserNSPath})
+	}
 	for _, ns := range []struct {
 		field     string
 		mode, pod runtimeapi.NamespaceMode
@@ -89,17 +96,6 @@ func pidNamespace(opts, podOpts *runtimeapi.NamespaceOption, podNS, targetNS str
 		return nil, fmt.Errorf("namespace_options.pid: mode %s is not possible: %w", mode, errdefs.ErrInvalidArgument)
 	}
 	return ns, nil
-}
-
-func checkUserns(opts *runtimeapi.NamespaceOption) error {
-	u := opts.GetUsernsOptions()
-	if u == nil || u.GetMode() == runtimeapi.NamespaceMode_NODE {
-		return nil
-	}
-	if u.GetMode() != runtimeapi.NamespaceMode_POD {
-		return fmt.Errorf("namespace_options.userns_options: mode %s is not possible: %w", u.GetMode(), errdefs.ErrInvalidArgument)
-	}
-	return fmt.Errorf("namespace_options.userns_options: mode POD: %w", errdefs.ErrNotImplemented)
 }
 
 func (p Pod) namespaceOptions() *runtimeapi.NamespaceOption {

@@ -38,6 +38,7 @@ type Node struct {
 	AppArmor        bool   // the kernel has AppArmor enabled
 	AppArmorProfile string // loaded profile for RuntimeDefault, "" = none is loaded
 	SELinux         bool   // the kernel has SELinux enabled
+	NoUserNS        bool   // the kernel makes no user namespaces
 
 	// NoX32 says that the kernel has no x32 ABI: a filter for it would take a
 	// fifth of what the OCI runtime needs to start a process, for nothing.
@@ -47,6 +48,7 @@ type Node struct {
 	CgroupWritable bool             // unprivileged containers too may write to /sys/fs/cgroup, on version 2
 
 	SeccompRoot       string // localhost/NAME in the deprecated profile field is a file below it; "" = only absolute paths
+	IDMappedMounts    bool   // the OCI runtime mounts with mapped owners
 	RecursiveReadOnly bool   // the OCI runtime has the mount option rro and the kernel has mount_setattr(2)
 }
 
@@ -58,10 +60,12 @@ type Pod struct {
 
 	Hostname string // of the pod's UTS namespace, or the host's; the container's $HOSTNAME
 
+	UserNS *UserNS // nil = the host's
+
 	// Paths of pinned namespaces; "" is the host's namespace. PIDNS is set only
 	// when the pod shares one PID namespace; where it is not set, the pod's own
 	// namespace option decides between the host's and one per container.
-	NetNS, IPCNS, UTSNS, PIDNS string
+	UserNSPath, NetNS, IPCNS, UTSNS, PIDNS string
 
 	// Host paths that every container of the pod sees at /dev/shm,
 	// /etc/resolv.conf, /etc/hostname and /etc/hosts; "" = do not mount.
@@ -105,6 +109,9 @@ type Container struct {
 	AllDevices  bool
 	Devices     []specs.LinuxDevice
 	DeviceRules []specs.LinuxDeviceCgroup
+	// Where on the host each of Devices is, by its Path; for one that is not
+	// named it is that path. Only user namespaces need to know.
+	DeviceSources map[string]string
 
 	// CDI is what the devices that [CDIDevices] gives want; nil when there are none.
 	CDI *CDIEdits

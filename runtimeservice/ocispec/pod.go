@@ -18,10 +18,15 @@ const podInitOOMScore = -998
 // ([Sysctls]) and its cgroup_parent ([CgroupsPath]) have their own checks.
 func ValidatePod(n Node, cfg *runtimeapi.PodSandboxConfig) (warnings []string, err error) {
 	sc := cfg.GetLinux().GetSecurityContext()
-	if err := checkUserns(sc.GetNamespaceOptions()); err != nil {
+	userns, err := ParseUserNS(sc.GetNamespaceOptions())
+	if err != nil {
 		return nil, err
 	}
-	if _, err := podUser(sc); err != nil {
+	user, err := podUser(sc)
+	if err != nil {
+		return nil, err
+	}
+	if err := userns.has(user); err != nil {
 		return nil, err
 	}
 	old, err := oldSeccomp(sc)
@@ -87,7 +92,11 @@ func BuildPodInit(n Node, p Pod, rootfs, cgroupsPath string) (*specs.Spec, error
 			Resources:     &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 		},
 	}
+	if p.UserNS != nil {
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = p.UserNS.mappings()
+	}
 	for _, ns := range []specs.LinuxNamespace{
+		{Type: specs.UserNamespace, Path: p.UserNSPath},
 		{Type: specs.NetworkNamespace, Path: p.NetNS},
 		{Type: specs.IPCNamespace, Path: p.IPCNS},
 		{Type: specs.UTSNamespace, Path: p.UTSNS},

@@ -92,9 +92,9 @@ func TestRefused(t *testing.T) {
 		{"pid NODE in a pod of its own", invalid, "pid", ns(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_NODE})},
 		{"pid TARGET without a target", invalid, "target_id", ns(&runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: "x"})},
 		{"unknown pid mode", invalid, "pid", ns(&runtimeapi.NamespaceOption{Pid: 9})},
-		{"user namespace", missing, "userns_options", ns(&runtimeapi.NamespaceOption{Pid: 1, UsernsOptions: &runtimeapi.UserNamespace{}})},
+		{"user namespace in a pod with the host's", invalid, "userns_options", ns(&runtimeapi.NamespaceOption{Pid: 1, UsernsOptions: &runtimeapi.UserNamespace{}})},
 		{"user namespace CONTAINER", invalid, "userns_options", ns(&runtimeapi.NamespaceOption{Pid: 1, UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_CONTAINER}})},
-		{"user namespace of the pod", missing, "userns_options", func(_ *Node, p *Pod, _ *Container) {
+		{"no user namespace in a pod that should have one", never, "userns_options", func(_ *Node, p *Pod, _ *Container) {
 			p.Config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{}
 		}},
 		{"no network namespace in a pod that should have one", never, "network", func(_ *Node, p *Pod, _ *Container) { p.NetNS = "" }},
@@ -164,7 +164,7 @@ func TestRefused(t *testing.T) {
 		{"host_path and image", invalid, "host_path and image", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/h", Image: &runtimeapi.ImageSpec{}})},
 		{"image volume to the host", invalid, "PROPAGATION_BIDIRECTIONAL", mount(&runtimeapi.Mount{ContainerPath: "/a", Image: &runtimeapi.ImageSpec{}, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
 		{"sub path without image", invalid, "image_sub_path", mount(&runtimeapi.Mount{ContainerPath: "/a", ImageSubPath: "x"})},
-		{"idmapped mount", missing, "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
+		{"idmapped mount without a user namespace", invalid, "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
 		{"mount option", invalid, "mount_options", mount(&runtimeapi.Mount{ContainerPath: "/a", MountOptions: []string{"suid"}})},
 		{"propagation", invalid, "propagation", mount(&runtimeapi.Mount{ContainerPath: "/a", Propagation: 7})},
 		{"rslave from a private mount", never, "shared or slave", mount(&runtimeapi.Mount{ContainerPath: "/a", Propagation: runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER})},

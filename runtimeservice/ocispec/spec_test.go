@@ -404,7 +404,7 @@ func TestValidatePod(t *testing.T) {
 		{&runtimeapi.LinuxSandboxSecurityContext{RunAsUser: &runtimeapi.Int64Value{Value: -1}}, errdefs.ErrInvalidArgument},
 		{&runtimeapi.LinuxSandboxSecurityContext{Apparmor: local}, errdefs.ErrFailedPrecondition},
 		{&runtimeapi.LinuxSandboxSecurityContext{Seccomp: &runtimeapi.SecurityProfile{ProfileType: 8}}, errdefs.ErrInvalidArgument},
-		{&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}}, errdefs.ErrNotImplemented},
+		{&runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}}, errdefs.ErrInvalidArgument},
 	} {
 		if _, err := ValidatePod(Node{}, pod(tc.sc)); !errors.Is(err, tc.kind) {
 			t.Errorf("%v: %v, want %v", tc.sc, err, tc.kind)

@@ -37,6 +37,11 @@ type RunRequest struct {
 	Stdin     bool `json:"stdin,omitempty"`     // keep stdin open; otherwise it is /dev/null
 	StdinOnce bool `json:"stdinOnce,omitempty"` // stdin ends with the first attached session
 
+	// Who the container's standard streams belong to: the root of its user
+	// namespace, on the host. Only so can its processes open /dev/stdout. Since version 2.
+	StdioUID uint32 `json:"stdioUID,omitempty"`
+	StdioGID uint32 `json:"stdioGID,omitempty"`
+
 	OOMFile     string   `json:"oomFile,omitempty"`     // memory.oom_control (v1) or memory.events (v2)
 	CgroupProcs []string `json:"cgroupProcs,omitempty"` // the container's cgroup.procs, one per hierarchy
 }

@@ -180,7 +180,11 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
 	defer c.forget(conn)
-	if run, ok := body.(RunRequest); ok && len(run.Runtime.Options) > 0 && version < wire.VersionOptions {
+	run, _ := body.(RunRequest)
+	if run.StdioUID != 0 && version < wire.VersionOptions {
+		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no user namespaces; stop all containers and the supervisor: %w", op, errdefs.ErrFailedPrecondition)
+	}
+	if len(run.Runtime.Options) > 0 && version < wire.VersionOptions {
 		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no options (%q) of an OCI runtime; remove them, or stop all containers and the supervisor: %w",
 			op, run.Runtime.Options[0], errdefs.ErrFailedPrecondition)
 	}

@@ -76,6 +76,9 @@ func Start(ctx context.Context, cfg Config) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := os.Chmod(dir, 0o711); err != nil { // the roots of user namespaces pass it
+		return nil, err
+	}
 	i := &Instance{Dir: dir, Socket: filepath.Join(dir, "run/gantry.sock"), LogDir: filepath.Join(dir, "logs"), bin: bin}
 	if i.before, err = take(dir); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))

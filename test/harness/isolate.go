@@ -83,6 +83,9 @@ func runIsolated() (code int, err error) {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
+	if err := os.Chmod(tmp, 0o711); err != nil { // the roots of user namespaces pass it
+		return 0, err
+	}
 	// go test and a terminal signal the child too; this process only has to stay for the clean-up.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)

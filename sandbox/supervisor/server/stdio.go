@@ -43,6 +43,11 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return nil, fmt.Errorf("making %s: %w", path, err)
 		}
+		if req := &c.rec.Request; req.StdioUID != 0 {
+			if err := os.Lchown(path, int(req.StdioUID), int(req.StdioGID)); err != nil {
+				return nil, err
+			}
+		}
 		// Read-write first: it never blocks, and lets the second open be of one side only.
 		f, err := openFIFO(path, unix.O_RDWR, false)
 		if err != nil {
