@@ -5,10 +5,13 @@
 package reaper
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -150,10 +153,31 @@ func (r *Reaper) Hold() (release func()) {
 	}
 }
 
+// adoptWait is how long a process may take to become a child of this one.
+const adoptWait = 10 * time.Second
+
 // Notify has f called when the process has ended, which may be now, in the
 // caller, when it ended during the caller's Hold. It reports whether the
 // process is a child of this one, or was; otherwise f is never called. f must not block.
+//
+// A descendant is waited for until it is a child: crun's run --detach ends when
+// the container is started, which is before the end of crun's second process,
+// whose child the container is.
 func (r *Reaper) Notify(pid int, f func(Exit)) bool {
+	for deadline := time.Now().Add(adoptWait); ; time.Sleep(time.Millisecond) {
+		if r.notify(pid, f) {
+			return true
+		}
+		if !descends(pid) { // or it has been a child and has ended between the two looks
+			return r.notify(pid, f)
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
+
+func (r *Reaper) notify(pid int, f func(Exit)) bool {
 	r.mu.Lock()
 	if e, ok := r.early[pid]; ok {
 		delete(r.early, pid)
@@ -168,4 +192,26 @@ func (r *Reaper) Notify(pid int, f func(Exit)) bool {
 	}
 	r.mu.Unlock()
 	return err == nil
+}
+
+// descends says whether the process has this one among its ancestors.
+func descends(pid int) bool {
+	for own := os.Getpid(); pid > 1; {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			return false
+		}
+		// "pid (name) state parent ...", and the name may have any byte (proc(5)).
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 {
+			return false
+		}
+		if pid, err = strconv.Atoi(fields[1]); err != nil {
+			return false
+		}
+		if pid == own {
+			return true
+		}
+	}
+	return false
 }

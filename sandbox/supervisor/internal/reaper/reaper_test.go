@@ -1,6 +1,8 @@
 package reaper
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,6 +87,35 @@ func TestOrphan(t *testing.T) {
 	defer r.mu.Unlock()
 	if len(r.early)+len(r.waiting)+len(r.holds) != 0 {
 		t.Errorf("left: %v %v %v", r.early, r.waiting, r.holds)
+	}
+}
+
+// A process whose parent outlives the one that was started becomes ours when that parent ends.
+func TestOrphanToBe(t *testing.T) {
+	r := newReaper(t)
+	defer r.Hold()()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	defer write.Close()
+	_, done, err := r.Start("/bin/sh", []string{"sh", "-c", "(sh -c 'sleep 0.3; exit 9' & echo $!; sleep 0.2) &"},
+		&syscall.ProcAttr{Files: []uintptr{0, write.Fd(), 2}, Env: []string{"PATH=/bin:/usr/bin"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	var pid int
+	if _, err := fmt.Fscan(read, &pid); err != nil {
+		t.Fatal(err)
+	}
+	exits := make(chan Exit, 1)
+	if !r.Notify(pid, func(e Exit) { exits <- e }) {
+		t.Fatalf("process %d did not become ours", pid)
+	}
+	if e := <-exits; e.Code() != 9 {
+		t.Errorf("exit %+v", e)
 	}
 }
 
