@@ -73,7 +73,8 @@ type pod struct {
 	mu      sync.Mutex
 	state   lifecycle.Pod // guarded by mu, as all below
 	ips     []netip.Addr
-	cgroups []string // made for this pod, shallowest first; changed under core.cgroupsMu only
+	cgroups []string                                     // made for this pod, shallowest first; changed under core.cgroupsMu only
+	sized   *runtimeapi.UpdatePodSandboxResourcesRequest // what the last one has made it; nil without
 	// cgroupsGone: the pod's turn to remove cgroups has passed, it inherits none.
 	cgroupsGone bool
 }
@@ -83,7 +84,7 @@ func (p *pod) snapshot() store.Pod {
 	defer p.mu.Unlock()
 	return store.Pod{
 		State: p.state, BootID: p.bootID, CreatedAt: p.createdAt, Handler: p.handler, Runtime: p.runtime, Config: p.configJSON,
-		IPs: slices.Clone(p.ips), Cgroups: slices.Clone(p.cgroups),
+		IPs: slices.Clone(p.ips), Cgroups: slices.Clone(p.cgroups), Sized: encodeSized(p.sized),
 	}
 }
 

@@ -111,7 +111,10 @@ func (c *core) statuses(p *pod) []*runtimeapi.ContainerStatus {
 // the scripts around it read.
 func (s *pods) podInfo(p *pod, state lifecycle.Pod) (map[string]string, error) {
 	paths := s.host.PodPaths(p.id, p.own)
+	overhead, resources := p.sizes()
 	info, err := json.Marshal(map[string]any{
+		"overhead":         overhead,
+		"resources":        resources,
 		"sandboxState":     state,
 		"runtimeHandler":   p.handler,
 		"config":           json.RawMessage(p.configJSON),

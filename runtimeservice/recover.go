@@ -103,10 +103,14 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 	if err != nil {
 		return fmt.Errorf("its config: %w", err)
 	}
+	sized, err := decodeSized(rec.Sized)
+	if err != nil {
+		return err
+	}
 	p := &pod{
 		id: id, key: keyOfPod(cfg), handler: rec.Handler, runtime: cmp.Or(rec.Runtime, rec.Handler, c.cfg.DefaultHandler), config: cfg, configJSON: rec.Config, own: own,
 		userns: userns, createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
-		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups,
+		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups, sized: sized,
 	}
 	close(p.made)
 	c.index.restorePod(p)

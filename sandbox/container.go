@@ -103,6 +103,17 @@ func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
 	})
 }
 
+// UpdateContainer has the OCI runtime of a running container change its
+// limits, all of which resources has: for systemd's sake, whose properties the
+// unit's limits are. After an error some may have been changed.
+func (h *Host) UpdateContainer(ctx context.Context, id string, resources *specs.LinuxResources) error {
+	data, err := json.Marshal(resources)
+	if err != nil {
+		return fmt.Errorf("encoding the limits: %w", err)
+	}
+	return h.sup.Update(ctx, id, data)
+}
+
 // Signal sends sig to the container's first process. A container that has
 // ended, or that the supervisor does not know, is errdefs.ErrNotFound.
 func (h *Host) Signal(ctx context.Context, id string, sig syscall.Signal) error {

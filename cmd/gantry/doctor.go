@@ -60,7 +60,7 @@ status is 1 after a FAIL. It runs beside a daemon, and changes nothing.`)
 func examine(ctx context.Context, r *report, cfg config.Config) (err error) {
 	checkConfig(r, cfg)
 	checkKernel(r)
-	checkCgroups(r, cfg)
+	checkCgroups(ctx, r, cfg)
 	checkRegistries(r, cfg)
 	if os.Geteuid() != 0 {
 		r.fail("user", "not root; run gantry doctor as root, which also tries mounts, runtimes and the network")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/config"
+	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
 )
@@ -90,7 +92,7 @@ func checkCapabilities(r *report) {
 	}
 }
 
-func checkCgroups(r *report, cfg config.Config) {
+func checkCgroups(ctx context.Context, r *report, cfg config.Config) {
 	version, err := cgroup.Detect()
 	if err != nil {
 		r.fail("cgroups", err.Error())
@@ -118,8 +120,12 @@ func checkCgroups(r *report, cfg config.Config) {
 		r.warn("hugetlb", "no cgroup controller: limits on huge pages are not enforced, and crun 1.8 starts nothing on cgroup version 1; "+
 			"mkdir /sys/fs/cgroup/hugetlb && mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb")
 	}
-	if _, err := os.Stat("/run/systemd/system"); cfg.CgroupDriver == config.Systemd && err != nil {
-		r.fail("cgroup driver", "systemd, but systemd does not run here; set cgroup_driver to cgroupfs in gantry and the kubelet")
+	if cfg.CgroupDriver == config.Systemd {
+		if err := sandbox.CheckSystemd(ctx); err != nil {
+			r.fail("cgroup driver", err.Error())
+		} else {
+			r.ok("cgroup driver", "systemd, which answers")
+		}
 	}
 }
 

@@ -35,6 +35,11 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer unlock()
+	if cfg.CgroupDriver == config.Systemd {
+		if err := sandbox.CheckSystemd(ctx); err != nil {
+			return err
+		}
+	}
 	// What the parts do at their end must not be cut off by what ends them.
 	detached := context.WithoutCancel(ctx)
 

@@ -39,7 +39,7 @@ func process(n Node, p Pod, c Container) (*specs.Process, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	score, err := oomScoreAdj(n, c.Config.GetLinux().GetResources())
+	score, err := OOMScoreAdj(n, c.Config.GetLinux().GetResources())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -217,8 +217,8 @@ func beneath(p, dir string) bool {
 	return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/")
 }
 
-// oomScoreAdj is what was asked for, raised to what the node may give.
-func oomScoreAdj(n Node, r *runtimeapi.LinuxContainerResources) (int, error) {
+// OOMScoreAdj is what was asked for, raised to what the node may give.
+func OOMScoreAdj(n Node, r *runtimeapi.LinuxContainerResources) (int, error) {
 	asked := r.GetOomScoreAdj()
 	if asked < -1000 || asked > 1000 {
 		return 0, fmt.Errorf("oom_score_adj %d is not between -1000 and 1000: %w", asked, errdefs.ErrInvalidArgument)

@@ -20,6 +20,8 @@ type Pod struct {
 	// Cgroups that were made for this pod, because its cgroup_parent did not
 	// exist, and that go with it.
 	Cgroups []string `json:"cgroups,omitempty"`
+	// Sized has the overhead and resources of the last UpdatePodSandboxResources, that message.
+	Sized json.RawMessage `json:"sized,omitempty"`
 }
 
 // Container is the record of a container.

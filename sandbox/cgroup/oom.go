@@ -52,10 +52,18 @@ func (t *tree) hasSwap() bool {
 		_, err := os.Lstat(t.file("memory", "/", "memory.memsw.limit_in_bytes"))
 		return err == nil
 	}
-	// The root has no memory.swap.max; whether children have is seen at any of
-	// them that has the controller.
-	found, err := filepath.Glob(filepath.Join(t.hierarchies[0].root, "*", "memory.swap.max"))
-	return err == nil && len(found) > 0
+	// The root has no memory.swap.max. Any child that has the controller tells;
+	// before the first container there may be none, so one is made.
+	if found, err := filepath.Glob(filepath.Join(t.hierarchies[0].root, "*", "memory.swap.max")); err == nil && len(found) > 0 {
+		return true
+	}
+	const probe = "/gantry-probe"
+	if err := t.mkdir(probe); err != nil {
+		return false
+	}
+	_, err := os.Lstat(t.file("memory", probe, "memory.swap.max"))
+	_ = t.removeEmpty(probe) // what a crash leaves, the next start removes
+	return err == nil
 }
 
 // ProcsFiles are the cgroup.procs files of a cgroup, one for each hierarchy,

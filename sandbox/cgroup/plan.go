@@ -95,7 +95,7 @@ func (g *Group) planMemory(r *specs.LinuxResources) ([]change, error) {
 	if newSwap && limitOf(swap) < limitOf(limit) {
 		return nil, fmt.Errorf("the swap limit %d, which counts memory and swap, is below the memory limit %d: %w", swap, limit, errdefs.ErrInvalidArgument)
 	}
-	if check := r.Memory.CheckBeforeUpdate; newLimit && check != nil && *check {
+	if newLimit && limitOf(limit) < limitOf(old) {
 		if err := g.checkUsage(limit); err != nil {
 			return nil, err
 		}
@@ -113,17 +113,15 @@ func (g *Group) limitFile() string {
 	return "memory.limit_in_bytes"
 }
 
+// checkUsage refuses a limit that the kernel could hold only by killing: below
+// what is left when the page cache that is given up first is gone.
 func (g *Group) checkUsage(limit int64) error {
-	name := "memory.usage_in_bytes"
-	if g.t.version == V2 {
-		name = "memory.current"
-	}
-	usage, err := g.number("memory", name)
+	s, err := g.Stats()
 	if err != nil {
 		return err
 	}
-	if usage > limitOf(limit) {
-		return fmt.Errorf("memory limit %d is below the present usage of %d bytes: %w", limit, usage, errdefs.ErrFailedPrecondition)
+	if used := s.Mem.WorkingSet; used > uint64(limitOf(limit)) {
+		return fmt.Errorf("memory limit %d is below the %d bytes that are in use: %w", limit, used, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

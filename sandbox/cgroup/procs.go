@@ -107,6 +107,59 @@ func parseProcs(data []byte) ([]int, error) {
 	return pids, nil
 }
 
+// SetOOMScoreAdj writes the oom_score_adj of every process of the cgroup and of
+// its children, also of those that are forked meanwhile. Below what it may give
+// is errdefs.ErrPermissionDenied. After an error some have the new one.
+func (g *Group) SetOOMScoreAdj(adj int) error {
+	value := strconv.Itoa(adj)
+	done := map[int]bool{}
+	for range 10 { // a process that forks for ever must not hold us up
+		pids, err := g.Procs()
+		if err != nil {
+			return err
+		}
+		news := false
+		for _, pid := range pids {
+			if done[pid] {
+				continue
+			}
+			done[pid], news = true, true
+			err := g.setOOMScoreAdj(pid, value)
+			switch {
+			case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ESRCH): // it has ended
+			case errors.Is(err, unix.EACCES):
+				return fmt.Errorf("oom_score_adj %d of process %d, which needs CAP_SYS_RESOURCE: %w", adj, pid, errdefs.ErrPermissionDenied)
+			case err != nil:
+				return fmt.Errorf("oom_score_adj %d of process %d: %w", adj, pid, err)
+			}
+		}
+		if !news {
+			return nil
+		}
+	}
+	return nil
+}
+
+// setOOMScoreAdj holds the process's directory, so that the number's next owner is not taken for it.
+func (g *Group) setOOMScoreAdj(pid int, value string) error {
+	dir, err := unix.Open("/proc/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	members, err := g.Procs()
+	if err != nil || !slices.Contains(members, pid) {
+		return err
+	}
+	fd, err := unix.Openat(dir, "oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, []byte(value))
+	return err
+}
+
 // Kill sends SIGKILL to every process of the cgroup and of its children, and
 // returns when none is left. When some still are after ten seconds it is
 // errdefs.ErrUnavailable. An absent cgroup is success.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -15,26 +16,27 @@ type change struct {
 	controller, file, value string
 }
 
-// Update changes the limits that r sets to other than nil, zero and "", all of
-// them or, after an error, none. Memory.Limit, Memory.Swap (with
-// CheckBeforeUpdate), CPU.Shares, Quota, Period, Cpus, Mems, Pids.Limit,
-// HugepageLimits and, on version 2, Unified can be changed; any other is
-// errdefs.ErrInvalidArgument. Devices are passed over: their rules are of the
-// container's start. Without Memory.Swap a new Memory.Limit leaves the amount of
-// swap alone as it is.
+// Update changes the limits that r sets to other than nil, zero and "", and
+// then calls commit, if that is not nil: all of them or, after an error of
+// either, none. Memory.Limit and Swap, CPU.Shares, Quota, Period, Cpus, Mems,
+// Pids.Limit, HugepageLimits and, on version 2, Unified can be changed; any
+// other is errdefs.ErrInvalidArgument. Devices are passed over: their rules are
+// of the container's start. Without Memory.Swap a new Memory.Limit leaves the
+// amount of swap alone as it is. A memory limit below the working set is
+// errdefs.ErrFailedPrecondition: version 2 would kill for it.
 //
-// The files are written directly. Under the systemd driver they hold until
-// systemd sets the unit's properties anew.
-func (g *Group) Update(r *specs.LinuxResources) error {
+// The files are written directly. Systemd, where it made the cgroup, sets them
+// to its unit's properties again when it pleases; telling it is commit's.
+func (g *Group) Update(r *specs.LinuxResources, commit func() error) error {
 	if r == nil {
-		return nil
+		r = &specs.LinuxResources{}
 	}
 	if !g.t.exists(g.path) {
 		return fmt.Errorf("updating cgroup %s: %w", g.path, gone(os.ErrNotExist))
 	}
 	changes, err := g.plan(r)
 	if err == nil {
-		err = g.apply(changes)
+		err = g.apply(changes, commit)
 	}
 	if err != nil {
 		return fmt.Errorf("updating cgroup %s: %w", g.path, err)
@@ -42,11 +44,20 @@ func (g *Group) Update(r *specs.LinuxResources) error {
 	return nil
 }
 
-// apply writes the changes in order. When one fails, those before it are
-// undone in the opposite order, so that each step back is a step that the
-// kernel allowed in the other direction.
-func (g *Group) apply(changes []change) error {
+// apply writes the changes in order and calls commit. When one fails, those
+// before it are undone in the opposite order, so that each step back is a step
+// that the kernel allowed in the other direction.
+func (g *Group) apply(changes []change, commit func() error) error {
 	var done []change // with the old values
+	undo := func(err error) error {
+		errs := []error{err}
+		for _, c := range slices.Backward(done) {
+			if err := g.restore(c); err != nil {
+				errs = append(errs, fmt.Errorf("undoing: %w", err))
+			}
+		}
+		return errors.Join(errs...)
+	}
 	for _, c := range changes {
 		old, err := g.read(c.controller, c.file)
 		if err == nil && old == c.value {
@@ -56,15 +67,14 @@ func (g *Group) apply(changes []change) error {
 			err = g.write(c.controller, c.file, c.value)
 		}
 		if err != nil {
-			errs := []error{err}
-			for i := len(done) - 1; i >= 0; i-- {
-				if err := g.restore(done[i]); err != nil {
-					errs = append(errs, fmt.Errorf("undoing: %w", err))
-				}
-			}
-			return errors.Join(errs...)
+			return undo(err)
 		}
 		done = append(done, change{c.controller, c.file, old})
+	}
+	if commit != nil {
+		if err := commit(); err != nil {
+			return undo(err)
+		}
 	}
 	return nil
 }

@@ -96,6 +96,11 @@ type (
 		Signal syscall.Signal `json:"signal"`
 		All    bool           `json:"all,omitempty"`
 	}
+	// UpdateRequest is the body of "update".
+	UpdateRequest struct {
+		ID        string          `json:"id"`
+		Resources json.RawMessage `json:"resources"` // OCI specs.LinuxResources
+	}
 	// ExecCall is the body of "exec": which of the three files come with it.
 	ExecCall struct {
 		ExecRequest

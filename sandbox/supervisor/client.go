@@ -82,6 +82,14 @@ func (c *Client) Delete(ctx context.Context, id string) error {
 	return c.call(ctx, "delete", IDRequest{ID: id}, nil)
 }
 
+// Update has the OCI runtime change the limits of a running container to
+// resources, an OCI specs.LinuxResources. After an error, some may have been
+// changed. errdefs.ErrNotFound: unknown container;
+// errdefs.ErrFailedPrecondition: it does not run.
+func (c *Client) Update(ctx context.Context, id string, resources json.RawMessage) error {
+	return c.call(ctx, "update", UpdateRequest{ID: id, Resources: resources}, nil)
+}
+
 // ReopenLog lets the container's log go on in a new file at its path. On an
 // error the log goes on in the old one and no file has been made.
 // errdefs.ErrNotFound: unknown container.

@@ -3,7 +3,6 @@ package e2e
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -28,7 +27,7 @@ func (c *container) wantEnd(code int32, reason string) {
 // although it has killed a process of theirs.
 func TestOOMKilled(t *testing.T) {
 	n := newNode(t)
-	p := n.runPod("pod", ownCgroup("pod-oom"))
+	p := n.runPod("pod", ownCgroup("oom"))
 	for _, c := range []struct {
 		name, script string
 		code         int32
@@ -107,30 +106,4 @@ func TestOOMKilledUnseen(t *testing.T) {
 }
 
 // oomFile is where the kernel counts the container's OOM kills.
-func (c *container) oomFile() string {
-	if cgroup2() {
-		return c.cgroupPath("memory", "memory.events")
-	}
-	return c.cgroupPath("memory", "memory.oom_control")
-}
-
-func cgroup2() bool { return exists("/sys/fs/cgroup/cgroup.controllers") }
-
-// cgroupPath is a file of the container's cgroup in a hierarchy of version 1, or in that of version 2.
-func (c *container) cgroupPath(controller, file string) string {
-	c.t.Helper()
-	pid := c.hostPID()
-	for line := range strings.Lines(read(c.t, "/proc/"+pid+"/cgroup")) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if cgroup2() && f[0] == "0" {
-			return filepath.Join("/sys/fs/cgroup", f[2], file)
-		}
-		for name := range strings.SplitSeq(f[1], ",") {
-			if !cgroup2() && name == controller {
-				return filepath.Join("/sys/fs/cgroup", f[1], f[2], file)
-			}
-		}
-	}
-	c.t.Fatalf("process %s is in no cgroup of %s", pid, controller)
-	return ""
-}
+func (c *container) oomFile() string { return c.cgroupPath("memory.oom_control", "memory.events") }

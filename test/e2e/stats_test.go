@@ -8,14 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/gantry-cri/gantry/test/harness"
 )
-
-// ownCgroup gives the pod a cgroup to itself, as the kubelet does.
-func ownCgroup(name string) func(*runtimeapi.PodSandboxConfig) {
-	return func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = harness.CgroupParent(name) }
-}
 
 func (n *node) podStats(id string) *runtimeapi.PodSandboxStats {
 	n.t.Helper()
@@ -174,7 +167,7 @@ func BenchmarkListPodSandboxStats(b *testing.B) {
 	n := newNode(b)
 	const pods = 40
 	for i := range pods {
-		name := fmt.Sprint("pod-", i)
+		name := fmt.Sprint("pod", i)
 		n.runPod(name, ownCgroup(name)).run("c", forever)
 	}
 	b.Run("pods=40", func(b *testing.B) {

@@ -328,6 +328,12 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 			return nil, err
 		}
 		return s.exec(ctx, r, c)
+	case "update":
+		var r supervisor.UpdateRequest
+		if err := decode(&r); err != nil {
+			return nil, err
+		}
+		return done, s.update(ctx, r)
 	case "reopenLog":
 		var r supervisor.IDRequest
 		if err := decode(&r); err != nil {
