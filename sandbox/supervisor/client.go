@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -104,9 +105,14 @@ func (c *Client) List(ctx context.Context) ([]State, error) {
 	return a.Containers, err
 }
 
+// execEndWait is how long an exec whose context has ended waits for its
+// processes to be killed. The server lets an OCI runtime that has not yet
+// started them go on for 5 s.
+const execEndWait = 6 * time.Second
+
 // Exec runs a process in a running container and returns its exit code, 128+n
 // after signal n, when it has ended. When ctx ends first, every process of its
-// session is killed. errdefs.ErrNotFound: unknown container;
+// session is killed, and has ended when Exec returns. errdefs.ErrNotFound: unknown container;
 // errdefs.ErrFailedPrecondition: it does not run.
 func (c *Client) Exec(ctx context.Context, req ExecRequest) (exitCode int, err error) {
 	if req.Terminal && req.Console == nil {
@@ -196,7 +202,14 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no options (%q) of an OCI runtime; remove them, or stop all containers and the supervisor: %w",
 			op, run.Runtime.Options[0], errdefs.ErrFailedPrecondition)
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	hangUp := func() { _ = conn.Close() }
+	if op == "exec" { // which answers when all is killed
+		hangUp = func() {
+			_ = conn.SetReadDeadline(time.Now().Add(execEndWait))
+			_ = conn.CloseWrite()
+		}
+	}
+	defer context.AfterFunc(ctx, hangUp)()
 
 	fail := func(err error) error {
 		if ctx.Err() != nil {
