@@ -373,8 +373,13 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("the handler gets %v", err)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the handler gets %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the handler waits for a client that does not read")
 	}
 	for err == nil {
 		_, err = list.Recv()

@@ -58,6 +58,9 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 	if err := c.pod.mustBeReady(); err != nil {
 		return err
 	}
+	if err := s.checkTarget(c); err != nil {
+		return err
+	}
 	if err := c.on(lifecycle.ContainerStart); err != nil {
 		return err
 	}

@@ -157,11 +157,11 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 	if err != nil {
 		return err
 	}
+	undo.Add("the bundle", func(ctx context.Context) error { return s.host.DeleteContainer(ctx, c.id) })
 	spec, err := s.buildSpec(ctx, c, img, rootfs, h)
 	if err != nil {
 		return err
 	}
-	undo.Add("the bundle", func(ctx context.Context) error { return s.host.DeleteContainer(ctx, c.id) })
 	if err := s.host.WriteBundle(c.id, spec); err != nil {
 		return err
 	}
@@ -233,6 +233,9 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 		return nil, err
 	}
 	if in.SeccompProfile, err = s.localhostProfile(c.config); err != nil {
+		return nil, err
+	}
+	if err := s.loadAppArmor(ctx, c.config); err != nil {
 		return nil, err
 	}
 	if in.TargetPIDNS, err = s.targetPID(c); err != nil {

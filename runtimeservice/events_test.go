@@ -4,12 +4,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -226,8 +232,63 @@ func TestChangesThatAreNotShown(t *testing.T) {
 	}
 }
 
+func TestSecurityEvents(t *testing.T) {
+	t.Run("2.7-slow-reader", readerThatDoesNotRead)
+	t.Run("2.7-reader-vanishes", readersThatVanish)
+}
+
+// A thousand clients that leave, in every way there is, leave nothing.
+func readersThatVanish(t *testing.T) {
+	s := books()
+	p := s.testPod("p")
+	server := grpc.NewServer()
+	defer server.Stop()
+	runtimeapi.RegisterRuntimeServiceServer(server, &Service{containers: s})
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = server.Serve(l) }() // ends with Stop
+	before := runtime.NumGoroutine()
+	for i := range 1000 {
+		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		stream, err := runtimeapi.NewRuntimeServiceClient(conn).GetContainerEvents(ctx, &runtimeapi.GetEventsRequest{})
+		if err == nil && i%4 > 0 {
+			_, err = stream.Header()
+		}
+		if i%4 > 1 {
+			p.set(lifecycle.PodReady)
+			p.set(lifecycle.PodStopping)
+		}
+		if err == nil && i%4 > 2 {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 {
+			cancel()
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+	left := func() int { return int(s.feed.readers.Load()) + max(0, runtime.NumGoroutine()-before) }
+	for deadline := time.Now().Add(20 * time.Second); left() > 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	if left() > 0 {
+		t.Errorf("%d readers and %d goroutines are left", s.feed.readers.Load(), runtime.NumGoroutine()-before)
+	}
+}
+
 // A reader that stands still holds up nobody, costs a bounded queue, and learns that it has missed something.
-func TestReaderThatDoesNotRead(t *testing.T) {
+func readerThatDoesNotRead(t *testing.T) {
 	s := books()
 	p := s.testPod("p")
 	release := make(chan struct{})
@@ -251,8 +312,13 @@ func TestReaderThatDoesNotRead(t *testing.T) {
 		t.Errorf("a new reader gets %d changes, behind: %v", len(changes), behind)
 	}
 	s.feed.unsubscribe(q)
-	if err := <-ended; !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "list all again") || got > maxQueued {
-		t.Errorf("after %d events: %v", got, err)
+	select {
+	case err := <-ended:
+		if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "list all again") || got > maxQueued {
+			t.Errorf("after %d events: %v", got, err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the stream of a reader that has missed something goes on")
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
@@ -101,11 +102,18 @@ func nodeFacts(ctx context.Context, cfg Config, host *sandbox.Host) (ocispec.Nod
 		Hugetlb:        cgroup.Has("hugetlb"),
 		Pids:           cgroup.Has("pids"),
 		SwapAccounting: cgroup.HasSwap(),
-		AppArmor:       kernelHas("/sys/module/apparmor/parameters/enabled", "Y"),
 		NoUserNS:       !kernelHas("/proc/self/uid_map", "") || kernelHas("/proc/sys/user/max_user_namespaces", "0"),
 		SELinux:        kernelHas("/sys/fs/selinux/enforce", ""),
 		NoX32:          !x32,
 		SeccompRoot:    cfg.SeccompRoot,
+	}
+	if n.AppArmor, err = apparmor.Enabled(); n.AppArmor {
+		if err = apparmor.Load(ctx); err == nil {
+			n.AppArmorProfile = apparmor.DefaultProfile
+		}
+	}
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Containers run without an AppArmor profile, but for those that name one")
 	}
 	permitted, err := permittedCapabilities()
 	if err != nil {

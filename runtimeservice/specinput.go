@@ -20,6 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/hostdev"
 	"github.com/gantry-cri/gantry/sandbox/inroot"
 )
@@ -216,7 +217,25 @@ func (s *containers) localhostProfile(cc *runtimeapi.ContainerConfig) ([]byte, e
 	return data, nil
 }
 
-// targetPID is the PID namespace of the container that the request wants to share it with.
+// loadAppArmor makes sure that the kernel has the AppArmor profile that the
+// container runs under. The default one is loaded at start, and again here if
+// somebody has removed it: aa-remove-unknown(8) does.
+func (s *containers) loadAppArmor(ctx context.Context, cc *runtimeapi.ContainerConfig) error {
+	profile, err := ocispec.AppArmorProfile(s.node, cc.GetLinux().GetSecurityContext())
+	if err != nil || profile == "" {
+		return err
+	}
+	switch loaded, err := apparmor.Loaded(profile); {
+	case err != nil || loaded:
+		return err
+	case profile == apparmor.DefaultProfile:
+		return apparmor.Load(ctx)
+	}
+	return fmt.Errorf("apparmor: profile %q is not loaded on this node, load it with apparmor_parser: %w", profile, errdefs.ErrFailedPrecondition)
+}
+
+// targetPID is the PID namespace of the container that the request wants to
+// share it with, pinned for this one.
 func (s *containers) targetPID(c *container) (string, error) {
 	ns := c.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
@@ -227,9 +246,35 @@ func (s *containers) targetPID(c *container) (string, error) {
 		return "", fmt.Errorf("namespace_options.target_id %q is no container of this pod: %w", ns.GetTargetId(), errdefs.ErrInvalidArgument)
 	}
 	target.mu.Lock()
-	defer target.mu.Unlock()
-	if target.state != lifecycle.ContainerRunning {
-		return "", fmt.Errorf("namespace_options.target_id: container %s is %v, not running: %w", target.id, target.state, errdefs.ErrFailedPrecondition)
+	state, pid := target.state, target.pid
+	target.mu.Unlock()
+	if state != lifecycle.ContainerRunning {
+		return "", targetEnded(target.id, state)
 	}
-	return fmt.Sprintf("/proc/%d/ns/pid", target.pid), nil
+	path, err := s.host.PinTarget(c.id, pid, target.cgroup)
+	if err != nil {
+		return "", fmt.Errorf("namespace_options.target_id: container %s: %w", target.id, err)
+	}
+	return path, nil
+}
+
+func targetEnded(id string, state lifecycle.Container) error {
+	return fmt.Errorf("namespace_options.target_id: container %s is %v, not running: %w", id, state, errdefs.ErrFailedPrecondition)
+}
+
+// checkTarget refuses to start a container in the PID namespace of one that
+// has ended: the kernel would say no more than that it has no memory.
+func (s *containers) checkTarget(c *container) error {
+	ns := c.getConfig().GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if ns.GetPid() != runtimeapi.NamespaceMode_TARGET {
+		return nil
+	}
+	target, err := s.index.container(ns.GetTargetId())
+	if err != nil {
+		return targetEnded(ns.GetTargetId(), lifecycle.ContainerGone)
+	}
+	if state := target.getState(); state != lifecycle.ContainerRunning {
+		return targetEnded(target.id, state)
+	}
+	return nil
 }

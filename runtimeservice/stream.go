@@ -66,3 +66,14 @@ func (s *stats) StreamContainerStats(req *runtimeapi.StreamContainerStatsRequest
 		return stream.Send(&runtimeapi.StreamContainerStatsResponse{ContainerStats: part})
 	})
 }
+
+// StreamPodSandboxStats is ListPodSandboxStats in messages of a bounded size.
+func (s *stats) StreamPodSandboxStats(req *runtimeapi.StreamPodSandboxStatsRequest, stream runtimeapi.RuntimeService_StreamPodSandboxStatsServer) error {
+	all, err := s.ListPodSandboxStats(stream.Context(), &runtimeapi.ListPodSandboxStatsRequest{Filter: req.GetFilter()})
+	if err != nil {
+		return err
+	}
+	return batches(stream.Context(), all.GetStats(), func(part []*runtimeapi.PodSandboxStats) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxStatsResponse{PodSandboxStats: part})
+	})
+}

@@ -134,7 +134,14 @@ func (h *Host) DeleteContainer(ctx context.Context, id string) error {
 	if err := h.sup.Delete(ctx, id); err != nil {
 		return err
 	}
+	return h.removeBundle(id)
+}
+
+func (h *Host) removeBundle(id string) error {
 	dir := h.bundle(id)
+	if err := unmount(filepath.Join(dir, targetPin)); err != nil {
+		return fmt.Errorf("removing the bundle: %w", err)
+	}
 	if err := os.Remove(filepath.Join(dir, "config.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the bundle: %w", err)
 	}

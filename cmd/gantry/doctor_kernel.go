@@ -13,6 +13,7 @@ import (
 
 	"github.com/gantry-cri/gantry/cmd/gantry/config"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
 )
@@ -47,6 +48,7 @@ func checkKernel(r *report) {
 	}
 	r.require("seccomp", err, "boot a kernel with CONFIG_SECCOMP_FILTER")
 	checkCapabilities(r)
+	checkAppArmor(r)
 }
 
 func closed(fd int, err error) error {
@@ -62,6 +64,22 @@ func readNumber(path string) (int64, error) {
 		return 0, err
 	}
 	return strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+}
+
+// checkAppArmor looks whether the default profile can be loaded where there is AppArmor.
+func checkAppArmor(r *report) {
+	on, err := apparmor.Enabled()
+	if on {
+		err = apparmor.Check(context.Background())
+	}
+	switch {
+	case err != nil:
+		r.warn("AppArmor", err.Error()+"; until then containers run without a profile, and those that ask for the default one are refused")
+	case on:
+		r.ok("AppArmor", "profile "+apparmor.DefaultProfile+" compiles")
+	default:
+		r.ok("AppArmor", "not on this machine")
+	}
 }
 
 // checkCapabilities looks for those that a root in a container may lack.

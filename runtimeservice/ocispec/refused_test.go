@@ -133,7 +133,7 @@ func TestRefused(t *testing.T) {
 			s.Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "")
 		})},
 		{"AppArmor profile without AppArmor", never, "apparmor", sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/p" })},
-		{"AppArmor default that is not loaded", missing, "apparmor", func(n *Node, _ *Pod, c *Container) {
+		{"AppArmor default that is not loaded", never, "apparmor", func(n *Node, _ *Pod, c *Container) {
 			n.AppArmor, security(*c).Apparmor = true, runtimeDefault
 		}},
 		{"AppArmor name", invalid, "apparmor", func(n *Node, _ *Pod, c *Container) {

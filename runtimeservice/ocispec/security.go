@@ -36,7 +36,7 @@ func confine(n Node, c Container, spec *specs.Spec) (warnings []string, err erro
 	if spec.Linux.Seccomp, err = seccompProfile(n, c, spec); err != nil {
 		return nil, err
 	}
-	if spec.Process.ApparmorProfile, err = appArmor(n, sc); err != nil {
+	if spec.Process.ApparmorProfile, err = AppArmorProfile(n, sc); err != nil {
 		return nil, err
 	}
 	warnings, err = seLinux(n, sc.GetSelinuxOptions())
@@ -73,13 +73,12 @@ func pathList(field string, asked, ours []string) ([]string, error) {
 	return list, nil
 }
 
-// appArmor is the profile of the process, "" for none. A node without
-// AppArmor has nothing that RuntimeDefault could stand for, but a profile that
-// is asked for by name must not be left out.
-func appArmor(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
-	if sc.GetPrivileged() {
-		return "", nil
-	}
+// AppArmorProfile is the AppArmor profile of a container, "" for none; the
+// caller makes sure that it is loaded. A node without AppArmor has nothing that
+// RuntimeDefault could stand for, but a profile that is asked for by name must
+// not be left out. A privileged container has the profile that it names, and
+// otherwise none: the default one would keep it from its purpose.
+func AppArmorProfile(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
 	old, err := oldAppArmor(sc)
 	if err != nil {
 		return "", err
@@ -89,13 +88,15 @@ func appArmor(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (string, err
 		return "", err
 	}
 	switch {
+	case sc.GetPrivileged() && p.GetProfileType() != runtimeapi.SecurityProfile_Localhost:
+		return "", nil
 	case p == nil:
 		return n.appArmorDefault(), nil
 	case p.ProfileType == runtimeapi.SecurityProfile_Unconfined:
 		return "", nil
 	case p.ProfileType == runtimeapi.SecurityProfile_RuntimeDefault:
 		if n.AppArmor && n.AppArmorProfile == "" {
-			return "", fmt.Errorf("apparmor: no default profile is loaded on this node: %w", errdefs.ErrNotImplemented)
+			return "", fmt.Errorf("apparmor: RuntimeDefault: the default profile could not be loaded on this node, gantry doctor says why: %w", errdefs.ErrFailedPrecondition)
 		}
 		return n.appArmorDefault(), nil
 	case !n.AppArmor:

@@ -284,9 +284,12 @@ func TestAppArmor(t *testing.T) {
 		{loaded, sc(&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}), ""},
 		{loaded, sc(&runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "p"}), "p"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true, Apparmor: runtimeDefault}, ""},
+		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true}, ""},
+		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true, ApparmorProfile: "localhost/p"}, "p"},
+		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default", Apparmor: runtimeDefault}, "gantry-default"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "unconfined"}, ""},
 	} {
-		if got, err := appArmor(tc.n, tc.sc); err != nil || got != tc.want {
+		if got, err := AppArmorProfile(tc.n, tc.sc); err != nil || got != tc.want {
 			t.Errorf("%+v, %v: %q, %v; want %q", tc.n, tc.sc, got, err, tc.want)
 		}
 	}

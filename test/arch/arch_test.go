@@ -22,7 +22,7 @@ const module = "github.com/gantry-cri/gantry"
 // and all below it. Inside one top-level folder everything may import everything that Go's internal folders let it,
 // but the packages in pure. Of outside modules those are listed that have one home; the others are free.
 const policy = `
-	sandbox, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/supervisor, imageservice, cni < runtimeservice
+	sandbox, sandbox/apparmor, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/supervisor, imageservice, cni < runtimeservice
 	sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
 	cri, cri/streaming, cri/transfer, runtimeservice, imageservice, sandbox, sandbox/..., cni < cmd/gantry
 	cmd/gantry/config < cmd/gantry

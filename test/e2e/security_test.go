@@ -11,6 +11,12 @@ import (
 	"github.com/gantry-cri/gantry/test/images"
 )
 
+// guestImage has, beside busybox, the guest command of package images as guestProgram.
+const (
+	guestImage   = images.Web
+	guestProgram = "/nginx"
+)
+
 type securityContext = runtimeapi.LinuxContainerSecurityContext
 
 func id(n int64) *runtimeapi.Int64Value { return &runtimeapi.Int64Value{Value: n} }

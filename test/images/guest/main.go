@@ -3,6 +3,7 @@
 //	guest web PORT [WORD...]   a web server; WORDs only show in the process' command line
 //	guest get URL              prints a page (busybox's static wget crashes where it cannot load the C library's resolver)
 //	guest euid                 prints its effective user id (installed setuid to test no_new_privs)
+//	guest socket FAMILY        makes a socket of an address family, by its number
 //	guest pause                waits for SIGINT or SIGTERM
 package main
 
@@ -13,13 +14,14 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 	"time"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		log.Fatal("usage: guest web PORT | get URL | euid | pause")
+		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | pause")
 	}
 	switch os.Args[1] {
 	case "web":
@@ -28,6 +30,18 @@ func main() {
 		get(os.Args[2])
 	case "euid":
 		fmt.Printf("Effective uid: %d\n", os.Geteuid())
+	case "socket":
+		family, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			log.Fatal(err)
+		}
+		kind := syscall.SOCK_STREAM
+		if family == syscall.AF_ALG {
+			kind = syscall.SOCK_SEQPACKET
+		}
+		if _, err := syscall.Socket(family, kind, 0); err != nil {
+			log.Fatalf("socket of family %d: %v", family, err)
+		}
 	case "pause":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
