@@ -123,6 +123,8 @@ func TestRefused(t *testing.T) {
 		{"seccomp ..", invalid, "seccomp.localhost_ref", seccomp("/a/../b", "{}")},
 		{"seccomp no JSON", invalid, "seccomp", seccomp("/a", "x")},
 		{"seccomp that allows all", invalid, "defaultAction", seccomp("/a", "{}")},
+		{"seccomp action", invalid, "is no action", seccomp("/a", `{"defaultAction": "SCMP_ACT_X"}`)},
+		{"seccomp action of a call", invalid, "is no action", seccomp("/a", `{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_NOTIFY"}]}`)},
 		{"seccomp without content", invalid, "seccomp", seccomp("/a", "")},
 		{"seccomp type", invalid, "seccomp", sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.Seccomp = profile(7, "") })},
 		{"old seccomp", invalid, "seccomp_profile_path", sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.SeccompProfilePath = "localhost/" })},

@@ -121,7 +121,23 @@ func seccompProfile(n Node, c Container, spec *specs.Spec) (*specs.LinuxSeccomp,
 	if profile == nil || profile.DefaultAction == "" {
 		return nil, fmt.Errorf("seccomp profile %q has no defaultAction: %w", p.LocalhostRef, errdefs.ErrInvalidArgument)
 	}
+	actions := []specs.LinuxSeccompAction{profile.DefaultAction}
+	for _, s := range profile.Syscalls {
+		actions = append(actions, s.Action)
+	}
+	for _, a := range actions {
+		if !slices.Contains(seccompActions, a) {
+			return nil, fmt.Errorf("seccomp profile %q: %.64q is no action: %w", p.LocalhostRef, a, errdefs.ErrInvalidArgument)
+		}
+	}
 	return profile, nil
+}
+
+// seccompActions are those of seccomp(2), but for NOTIFY: nobody would answer,
+// and the container hang in its first system call.
+var seccompActions = []specs.LinuxSeccompAction{
+	specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap,
+	specs.ActErrno, specs.ActTrace, specs.ActAllow, specs.ActLog,
 }
 
 func defaultSeccomp(n Node, spec *specs.Spec) (*specs.LinuxSeccomp, error) {

@@ -48,17 +48,13 @@ func Sysctls(asked map[string]string, hostNet, hostIPC bool) (files map[string]s
 			return nil, refuse("has a value with characters that no value has")
 		}
 		switch {
-		case strings.HasPrefix(file, "net/"):
-			if hostNet {
+		case strings.HasPrefix(file, "net/"), file == "kernel/domainname":
+			if hostNet { // which has the host's UTS namespace too
 				return nil, refuse("would change the node, the pod is on the host's network")
 			}
 		case strings.HasPrefix(file, "fs/mqueue/") || slices.Contains(ipcSysctls, file):
 			if hostIPC {
 				return nil, refuse("would change the node, the pod has the host's IPC namespace")
-			}
-		case file == "kernel/domainname":
-			if hostNet { // which has the host's UTS namespace too
-				return nil, refuse("would change the node, the pod is on the host's network")
 			}
 		case file == "kernel/hostname":
 			return nil, refuse("is set by the pod's hostname")

@@ -95,6 +95,25 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestSecurity: a device that is the host's root, or a file system of the
+// kernel's, is not walked (ADA-CRIO-22-04).
+func TestSecurity(t *testing.T) {
+	t.Run("ADA-CRIO-22-04", func(t *testing.T) {
+		for range 100 {
+			for _, dir := range []string{"/", "/proc", "/sys", "/proc/self/root"} {
+				if _, _, err := Devices(dir, "/dev/x", "r"); !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "name the device") {
+					t.Fatalf("%s: %v", dir, err)
+				}
+			}
+		}
+	})
+	t.Run("2.6-device-path", func(t *testing.T) {
+		if nodes, _, err := Devices("/dev/null", "/dev/../etc/x", "r"); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("%v, %v", paths(nodes), err)
+		}
+	})
+}
+
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {

@@ -1,0 +1,68 @@
+package runtimeservice
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
+)
+
+// TestSecurityOfContexts: what a security context leads to on the host.
+func TestSecurityOfContexts(t *testing.T) {
+	config := func(f func(*runtimeapi.LinuxContainerSecurityContext)) *runtimeapi.ContainerConfig {
+		sc := &runtimeapi.LinuxContainerSecurityContext{}
+		f(sc)
+		return &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: sc}}
+	}
+	t.Run("2.6-seccomp-file", func(t *testing.T) {
+		dir := t.TempDir()
+		large, fifo := filepath.Join(dir, "large"), filepath.Join(dir, "fifo")
+		if err := os.WriteFile(large, []byte(strings.Repeat(" ", maxSeccompProfile+1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := &containers{&core{}}
+		for _, ref := range []string{large, fifo, dir, "/dev/zero", filepath.Join(dir, "missing")} {
+			_, err := s.localhostProfile(config(func(sc *runtimeapi.LinuxContainerSecurityContext) {
+				sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
+			}))
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s: %v", ref, err)
+			}
+		}
+	})
+	t.Run("2.6-target", func(t *testing.T) {
+		s := &containers{&core{index: newIndex()}}
+		add := func(p *pod, state lifecycle.Container) *container {
+			c := &container{id: newID(), key: containerKey{pod: p.id, name: newID()}, pod: p, state: state, exited: make(chan struct{}), made: make(chan struct{})}
+			s.index.addContainer(c)
+			return c
+		}
+		one, two := &pod{id: "one"}, &pod{id: "two"}
+		in := func(p *pod, target string) *container {
+			return &container{id: newID(), pod: p, config: config(func(sc *runtimeapi.LinuxContainerSecurityContext) {
+				sc.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
+			})}
+		}
+		if _, err := s.targetPID(in(one, add(two, lifecycle.ContainerExited).id)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("a container of another pod: %v", err)
+		}
+		for _, state := range []lifecycle.Container{lifecycle.ContainerCreated, lifecycle.ContainerExited} {
+			target := add(one, state)
+			if _, err := s.targetPID(in(one, target.id)); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("a target that is %v: %v", state, err)
+			}
+			if err := s.checkTarget(in(one, target.id)); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("a start when the target is %v: %v", state, err)
+			}
+		}
+	})
+}
