@@ -61,7 +61,19 @@ func (s *node) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtim
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: h.Name, Features: features})
 	}
 	if req.GetVerbose() {
-		b, err := json.Marshal(map[string]any{"handlers": s.cfg.Handlers, "defaultHandler": s.cfg.DefaultHandler, "root": s.cfg.Root, "node": s.core.node})
+		type handler struct {
+			Handler
+			Error string `json:",omitempty"`
+		}
+		var handlers []handler
+		for _, h := range s.cfg.Handlers {
+			shown := handler{Handler: h}
+			if h.Err != nil {
+				shown.Error = h.Err.Error()
+			}
+			handlers = append(handlers, shown)
+		}
+		b, err := json.Marshal(map[string]any{"handlers": handlers, "defaultHandler": s.cfg.DefaultHandler, "root": s.cfg.Root, "node": s.core.node})
 		if err != nil {
 			return nil, fmt.Errorf("encoding the verbose info: %w", err)
 		}

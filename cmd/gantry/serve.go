@@ -104,7 +104,11 @@ func probeHandlers(ctx context.Context, cfg config.Config) []runtimeservice.Hand
 			Name: name, Path: r.Path, Root: r.Root, Options: r.Options, Annotations: r.Annotations,
 			PrivilegedWithoutHostDevices: r.PrivilegedWithoutHostDevices, CgroupWritable: r.CgroupWritable, Err: missing[name],
 		}
-		if missing[name] == nil {
+		// Without it every start and every removal would fail.
+		if err := os.MkdirAll(r.Root, 0o700); err != nil && out[i].Err == nil {
+			out[i].Err = fmt.Errorf("runtimes.%s.root = %q: %w", name, r.Root, err)
+		}
+		if out[i].Err == nil {
 			probes.Go(func() { out[i].Features, out[i].Err = sandbox.ProbeRuntime(ctx, r.Path, r.Options) })
 		}
 	}

@@ -63,8 +63,8 @@ func Tool(ctx context.Context, name string) (string, error) {
 	return filepath.Join(repo, "bin", name), nil
 }
 
-// findRunc asks the scripts, so that tests use the same runc as the demo.
-func findRunc() (string, error) {
+// FindRunc asks the scripts, so that tests use the same runc as the demo.
+func FindRunc() (string, error) {
 	repo, err := Repository()
 	if err != nil {
 		return "", err

@@ -34,6 +34,7 @@ type Config struct {
 	Flags    []string         // appended to gantry serve's
 	Registry *images.Registry // whose mirrors the instance uses
 	CNIConf  string           // its CNI configuration folder; empty: one without files
+	TOML     string           // its configuration file, which the flags go over
 }
 
 // Instance is a running daemon. Its methods are for one goroutine; the clients are for any.
@@ -97,7 +98,7 @@ func Start(ctx context.Context, cfg Config) (*Instance, error) {
 }
 
 func (i *Instance) setUp(cfg Config) error {
-	runc, err := findRunc()
+	runc, err := FindRunc()
 	if err != nil {
 		return err
 	}
@@ -115,8 +116,8 @@ func (i *Instance) setUp(cfg Config) error {
 			return err
 		}
 	}
-	config := filepath.Join(i.Dir, "config.toml")
-	if err := os.WriteFile(config, nil, 0o600); err != nil {
+	config := i.ConfigFile()
+	if err := os.WriteFile(config, []byte(cfg.TOML), 0o600); err != nil {
 		return err
 	}
 	n := nextNumber()
@@ -337,6 +338,9 @@ func (i *Instance) Close() error {
 	errs = append(errs, i.audit(i.before, nil, "after the daemon and the supervisor were ended"))
 	return errors.Join(errs...)
 }
+
+// ConfigFile is read when the daemon starts.
+func (i *Instance) ConfigFile() string { return filepath.Join(i.Dir, "config.toml") }
 
 func (i *Instance) logFile() string { return filepath.Join(i.Dir, "gantry.log") }
 

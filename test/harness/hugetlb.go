@@ -1,0 +1,75 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const hugetlbMount = "/sys/fs/cgroup/hugetlb"
+
+// MountHugetlb mounts the version 1 hierarchy of the hugetlb controller where none is, until the test ends: on
+// cgroup version 1 old crun starts no container without it. Not for tests that run beside others, whose instances
+// would see it come and go; and to be called before the instance is started that needs it.
+func MountHugetlb(t testing.TB) {
+	t.Helper()
+	trees, err := hierarchies()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v1 := false
+	for _, tree := range trees {
+		if strings.Contains(","+tree.options+",", ",hugetlb,") {
+			return
+		}
+		v1 = v1 || tree.options != ""
+	}
+	if !v1 {
+		return
+	}
+	if err := os.Mkdir(hugetlbMount, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		t.Fatal(err)
+	}
+	if err := mountHierarchy("hugetlb", hugetlbMount); err != nil {
+		t.Fatal(errors.Join(err, os.Remove(hugetlbMount)))
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(hugetlbMount, 0); err != nil {
+			t.Errorf("unmounting %s: %v", hugetlbMount, err)
+		}
+		// The directory is the machine's; another run of the tests may be using it.
+		if err := os.Remove(hugetlbMount); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("removing %s: %v", hugetlbMount, err)
+		}
+	})
+}
+
+// mountHierarchy makes a version 1 hierarchy, which the kernel allows in the
+// first cgroup namespace only: that of the process that has isolated this one.
+func mountHierarchy(controller, target string) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/cgroup", os.Getppid()))
+		if err != nil {
+			done <- err
+			return
+		}
+		defer ns.Close()
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWCGROUP); err != nil {
+			done <- fmt.Errorf("entering the first cgroup namespace: %w", err)
+			return
+		}
+		if err := unix.Mount("cgroup", target, "cgroup", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, controller); err != nil {
+			done <- fmt.Errorf("mounting the cgroup hierarchy of %s: %w", controller, err)
+			return
+		}
+		done <- nil
+	}()
+	return <-done
+}
