@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the product: bin/gantry and bin/gantry-supervisor, static, with the version from git.
+# Builds the product: bin/gantry and bin/gantry-supervisor, static, with the version from git (GANTRY_TEST_BIN: not in bin/).
 # With names as arguments builds these tools instead: crictl, critest, runc (from their pinned Go modules).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,7 @@ readonly cri_tools runc=v1.5.2
 product() {
 	local version
 	version=$(git describe --tags --always --dirty 2>/dev/null || echo unknown)
-	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags "-s -w -X main.version=$version" -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags "-s -w -X main.version=$version" -o "${GANTRY_TEST_BIN:-bin}/" ./cmd/...
 }
 
 # tool NAME VERSION: built anew only when its version or Go's has changed; the stamp beside it says which it was.

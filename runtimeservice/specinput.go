@@ -30,6 +30,7 @@ import (
 
 const (
 	maxPasswd         = 10 << 20 // bytes of an image's passwd or group file
+	nameMax           = 255      // bytes of one part of a path, NAME_MAX
 	maxSeccompProfile = 1 << 20  // bytes of a localhost seccomp profile
 )
 
@@ -128,6 +129,9 @@ func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
 	if !path.IsAbs(src) {
 		return ocispec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", src, errdefs.ErrInvalidArgument)
 	}
+	if why := tooLong(src); why != "" { // before half of it is made
+		return ocispec.Mount{}, fmt.Errorf("host_path %.64q... has %s: %w", src, why, errdefs.ErrInvalidArgument)
+	}
 	resolved, err := filepath.EvalSymlinks(src)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = os.MkdirAll(src, 0o755); err == nil {
@@ -144,6 +148,19 @@ func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
 		}
 	}
 	return om, nil
+}
+
+// tooLong says why the kernel takes no such path, "" if it does.
+func tooLong(p string) string {
+	if len(p) >= unix.PathMax {
+		return fmt.Sprintf("%d bytes, the kernel takes %d", len(p), unix.PathMax-1)
+	}
+	for part := range strings.SplitSeq(p, "/") {
+		if len(part) > nameMax {
+			return fmt.Sprintf("a part of %d bytes, the kernel takes %d", len(part), nameMax)
+		}
+	}
+	return ""
 }
 
 // devices finds the device nodes of the request, and for a privileged

@@ -84,6 +84,8 @@ func (r *record) missed(ctx context.Context, root, tmp string) error {
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-vet=off", "-timeout=3m", "-overlay", overlay, "-run", r.pattern(), r.Package)
 	cmd.Dir = root
+	// An end-to-end test builds the product itself; what it builds must not stay in bin/.
+	cmd.Env = append(os.Environ(), "GANTRY_TEST_BIN="+filepath.Join(tmp, "bin"), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -overlay="+overlay))
 	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return fmt.Errorf("nobody misses it: %s %s: %s", r.Package, r.Test, tail(out))

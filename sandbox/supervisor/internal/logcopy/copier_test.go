@@ -273,12 +273,14 @@ func TestOpenFileRefuses(t *testing.T) {
 		unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600),
 		os.Mkdir(filepath.Join(dir, "d"), 0o700),
 		os.Symlink(dir, filepath.Join(dir, "dirlink")),
+		os.WriteFile(filepath.Join(dir, "of-the-host"), nil, 0o600),
+		os.Link(filepath.Join(dir, "of-the-host"), filepath.Join(dir, "hard.log")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, path := range []string{"../x", "/x", "link/x", "l.log", "fifo", "d", "a/../b", ".", "a//b"} {
+	for _, path := range []string{"../x", "/x", "link/x", "l.log", "fifo", "hard.log", "d", "a/../b", ".", "a//b"} {
 		if f, err := OpenFile(dir, path, quiet); err == nil {
 			f.Close()
 			t.Errorf("%s was opened", path)

@@ -36,7 +36,8 @@ type File struct {
 
 // OpenFile opens the log at path beneath dir, creating it (0640) and its
 // parents (0755). No component of path may be a symbolic link, and the file
-// must be a regular one. An empty path gives a File that discards.
+// must be a regular one without other names: whoever may write in dir could
+// have linked a file of the host there. An empty path gives a File that discards.
 func OpenFile(dir, path string, log *slog.Logger) (*File, error) {
 	f := &File{dir: dir, path: path, log: log, fd: -1}
 	if err := f.Reopen(); err != nil {
@@ -57,8 +58,12 @@ func (f *File) Reopen() error {
 		return fmt.Errorf("opening log %s beneath %s: %w", f.path, f.dir, err)
 	}
 	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+	switch err = unix.Fstat(fd, &st); {
+	case err != nil:
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		err = fmt.Errorf("not a regular file: %w", errdefs.ErrFailedPrecondition)
+	case st.Nlink > 1:
+		err = fmt.Errorf("the file has other names too, remove this one: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
