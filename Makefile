@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-vm lint critest guards fuzz bench bench-pull crictl clean
+.PHONY: help build demo test test-vm test-kubelet lint critest guards fuzz bench bench-pull crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -12,11 +12,14 @@ build:    ## build bin/gantry and bin/gantry-supervisor
 demo:     ## show a pod from pull to removal, on this machine (root; installs what is missing)
 	@hack/demo.sh
 
-test:     ## lint, unit, root, end-to-end tests and critest (root; installs what is missing)
+test:     ## lint, unit, root, end-to-end tests, critest and a kubelet (root; installs what is missing)
 	@hack/test.sh
 
 test-vm:  ## the tests that need a kernel, on cgroup v2 in a virtual machine (root; ARGS: see hack/test-vm.sh)
 	@hack/test-vm.sh $(ARGS)
+
+test-kubelet: ## a real kubelet's static pods on a real instance (root)
+	@hack/test.sh kubelet
 
 lint:     ## gofmt, go vet, staticcheck
 	@hack/lint.sh

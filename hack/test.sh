@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests: all stages, or those named: lint unit e2e critest vm vm-systemd. As root; installs what is missing.
+# Runs the tests: all stages, or those named: lint unit e2e critest kubelet vm
+# vm-systemd. As root; installs what is missing.
 #   unit   every package's own tests under the race detector, with those that need root
 #   e2e    a real gantry driven over its CRI socket
 #   critest  the Kubernetes conformance suite against a real gantry
+#   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
 #   vm-systemd  a choice of them with the systemd cgroup driver
 # Every stage runs even if one before it failed; the summary says which, and the exit code is then 1.
@@ -11,13 +13,14 @@ cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/critest$' | xargs go test -race -timeout 10m; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
 e2e() { go test -count=1 -timeout 10m ./test/e2e; }
+kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
 vm() { hack/test-vm.sh; }
 vm-systemd() { hack/test-vm.sh systemd; }
 
-readonly all=(lint unit e2e critest vm vm-systemd)
+readonly all=(lint unit e2e critest kubelet vm vm-systemd)
 stages=("$@")
 ((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do
