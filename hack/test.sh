@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: all stages, or those named: lint unit e2e critest kubelet vm
-# vm-systemd. As root; installs what is missing.
+# Runs the tests: all stages, or those named: lint unit e2e critest kubelet vm vm-systemd. As root; installs what is
+# missing.
 #   unit   every package's own tests under the race detector, with those that need root
 #   e2e    a real gantry driven over its CRI socket
 #   critest  the Kubernetes conformance suite against a real gantry
