@@ -10,7 +10,7 @@
 #   PACKAGE        folders, such as test/e2e sandbox/supervisor; without any all that are meant for this machine
 #
 # The exit status says whether all passed; a kernel panic or a run of more than LIMIT (900) seconds is a failure. Logs of
-# the guest, of its kernel and of daemons whose test failed are then in bin/vm/logs.
+# the guest, of its kernel and of daemons whose test failed are then in bin/vm/INIT/logs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
@@ -72,22 +72,23 @@ script() {
 	echo wait
 }
 
-# boot runs the guest; no KVM is needed, but it is slow without: tens of times for programs, less for the kernel. Its
-# processor has no "fast" string instructions, which qemu does byte by byte. A disk is made for what containers write.
+# boot runs the guest, without KVM, which machines that run tests seldom have: several times slower than the host. Its
+# processor has no "fast" string instructions, which qemu does byte by byte.
 boot() {
-	local code accelerate=(-accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off")
+	local code
 	truncate -s 6G "$tmp/scratch"
 	mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard "$tmp/scratch"
 	truncate -s 256M "$tmp/out"
-	timeout "$limit" qemu-system-x86_64 -M pc "${accelerate[@]}" -smp 2 -m 4096 -kernel "/boot/vmlinuz-$kernel" -initrd "$tmp/initrd" \
-		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0" \
+	timeout "$limit" qemu-system-x86_64 -M pc -accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off" \
+		-smp 2 -m 4096 -kernel "/boot/vmlinuz-$kernel" -initrd "$tmp/initrd" \
+		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all no_timer_check tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0" \
 		-fw_cfg "name=opt/tests,file=$tmp/script" \
 		-drive "if=none,id=s,format=raw,cache=unsafe,file=$tmp/scratch" -device virtio-blk-pci,drive=s,serial=scratch \
 		-drive "if=none,id=o,format=raw,cache=unsafe,file=$tmp/out" -device virtio-blk-pci,drive=o,serial=out \
 		-nodefaults -display none -no-reboot -serial stdio -serial "file:$tmp/status" </dev/null || code=$?
-	rm -rf bin/vm/logs
-	mkdir -p bin/vm
-	tar -C bin/vm -xf "$tmp/out" 2>/dev/null || true # nothing is there after a panic
+	rm -rf "bin/vm/$init"
+	mkdir -p "bin/vm/$init"
+	tar -C "bin/vm/$init" -xf "$tmp/out" 2>/dev/null || true # nothing is there after a panic
 	case ${code:-0} in
 	0) ;;
 	124) die "the machine did not end within $limit s" ;;
@@ -97,11 +98,12 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-skip=''
-if ((!${#packages[@]})); then
-	packages=("${meant[@]}") skip=$images
-	if [[ $init == systemd ]]; then packages=(test/e2e test/critest) run=${run:-$cgroups} focus=${focus:-$specs}; fi
+named=${#packages[@]} skip=''
+((named)) || packages=("${meant[@]}")
+if [[ $init == systemd ]] && ((!named)); then
+	packages=(test/e2e test/critest) run=${run:-$cgroups} focus=${focus:-$specs}
 fi
+[[ -n $run ]] || skip=$images
 export CGO_ENABLED=0
 project
 hack/vm/rootfs.sh "$kernel" "$init" "$tmp/gantry" "$tmp/initrd"
