@@ -134,6 +134,9 @@ func TestRefused(t *testing.T) {
 		{"CVE-2023-2431, AppArmor", invalid, "localhost_ref", sc(func(s *runtimeapi.LinuxContainerSecurityContext) {
 			s.Apparmor = profile(runtimeapi.SecurityProfile_Localhost, "")
 		})},
+		{"AppArmor profile that is a prefix", invalid, "apparmor", func(n *Node, _ *Pod, c *Container) {
+			n.AppArmor, security(*c).Apparmor = true, profile(runtimeapi.SecurityProfile_Localhost, "localhost/")
+		}},
 		{"AppArmor profile without AppArmor", never, "apparmor", sc(func(s *runtimeapi.LinuxContainerSecurityContext) { s.ApparmorProfile = "localhost/p" })},
 		{"AppArmor default that is not loaded", never, "apparmor", func(n *Node, _ *Pod, c *Container) {
 			n.AppArmor, security(*c).Apparmor = true, runtimeDefault

@@ -78,15 +78,22 @@ func pathList(field string, asked, ours []string) ([]string, error) {
 // RuntimeDefault could stand for, but a profile that is asked for by name must
 // not be left out. A privileged container has the profile that it names, and
 // otherwise none: the default one would keep it from its purpose.
+//
+// Where the field is given, the deprecated one does not count, whatever it
+// says; its prefix localhost/ may stand in the field as well. critest wants both.
 func AppArmorProfile(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
 	old, err := oldAppArmor(sc)
 	if err != nil {
 		return "", err
 	}
+	if sc.GetApparmor() != nil {
+		old = nil
+	}
 	p, err := oneProfile("apparmor", sc.GetApparmor(), old)
 	if err != nil {
 		return "", err
 	}
+	name := strings.TrimPrefix(p.GetLocalhostRef(), "localhost/")
 	switch {
 	case sc.GetPrivileged() && p.GetProfileType() != runtimeapi.SecurityProfile_Localhost:
 		return "", nil
@@ -100,11 +107,11 @@ func AppArmorProfile(n Node, sc *runtimeapi.LinuxContainerSecurityContext) (stri
 		}
 		return n.appArmorDefault(), nil
 	case !n.AppArmor:
-		return "", fmt.Errorf("apparmor: profile %q cannot be applied, this node does not run AppArmor: %w", p.LocalhostRef, errdefs.ErrFailedPrecondition)
-	case len(p.LocalhostRef) > 255 || strings.ContainsFunc(p.LocalhostRef, func(r rune) bool { return r < ' ' || r > '~' }):
+		return "", fmt.Errorf("apparmor: profile %q cannot be applied, this node does not run AppArmor: %w", name, errdefs.ErrFailedPrecondition)
+	case name == "" || len(name) > 255 || strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || r > '~' }):
 		return "", fmt.Errorf("apparmor: %q is no name of a profile: %w", p.LocalhostRef, errdefs.ErrInvalidArgument)
 	}
-	return p.LocalhostRef, nil
+	return name, nil
 }
 
 func (n Node) appArmorDefault() string {

@@ -288,6 +288,7 @@ func TestAppArmor(t *testing.T) {
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{Privileged: true, ApparmorProfile: "localhost/p"}, "p"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "runtime/default", Apparmor: runtimeDefault}, "gantry-default"},
 		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "unconfined"}, ""},
+		{loaded, &runtimeapi.LinuxContainerSecurityContext{ApparmorProfile: "localhost/old", Apparmor: &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "localhost/p"}}, "p"},
 	} {
 		if got, err := AppArmorProfile(tc.n, tc.sc); err != nil || got != tc.want {
 			t.Errorf("%+v, %v: %q, %v; want %q", tc.n, tc.sc, got, err, tc.want)
