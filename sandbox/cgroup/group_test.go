@@ -373,7 +373,7 @@ func TestStatsV2(t *testing.T) {
 	g := openFixture(t)
 	want := Stats{
 		CPUNanos: 5023117000,
-		Mem:      Memory{Usage: 10485760, WorkingSet: 5242880, RSS: 4194304, PageFaults: 1234, MajorPageFaults: 5, Limit: 104857600},
+		Mem:      Memory{Usage: 10485760, WorkingSet: 5242880, RSS: 4194304, PageFaults: 1234, MajorPageFaults: 5, Limit: 104857600, Cache: 6000000, ActiveFile: 757120, InactiveFile: 5242880},
 		Swap:     Swap{Accounted: true, Usage: 4096},
 		Pids:     3,
 		CPUPSI: &Pressure{

@@ -54,6 +54,7 @@ func FuzzParsers(f *testing.F) {
 	f.Add([]byte("anon 1\ninactive_file 18446744073709551616\nx"))
 	f.Add([]byte("1\n2\n0\n-1\n"))
 	f.Add([]byte("9223372036854771712\n"))
+	f.Add([]byte("8:0 rbytes=4096 wbytes=x rios=1 =\n8:16 Read 4096\nTotal 4096\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		_, _ = parseMounts(strings.NewReader(string(data)))
 		eachKey(data, func(key []byte, _ uint64) {
@@ -66,6 +67,14 @@ func FuzzParsers(f *testing.F) {
 		}
 		if n, limited, err := parseNumber(data); err == nil && limited && n >= unlimited {
 			t.Errorf("%d is no limit", n)
+		}
+		io := ioTable{}
+		io.parse2(data)
+		io.parse1(data, func(d *DeviceIO) (read, write *uint64) { return &d.Reads, &d.Writes })
+		for _, d := range io.named() {
+			if d.Device == "" {
+				t.Error("a device without a name")
+			}
 		}
 		pids, err := parseProcs(data)
 		for _, pid := range pids {

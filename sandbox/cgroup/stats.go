@@ -33,6 +33,11 @@ type Memory struct {
 	PageFaults      uint64
 	MajorPageFaults uint64
 	Limit           uint64 // 0 = none
+	Cache           uint64 // page cache
+	Mapped          uint64 // of it, mapped by processes
+	ActiveFile      uint64 // of it, reclaimed last
+	InactiveFile    uint64 // of it, reclaimed first
+	Kernel          uint64 // the kernel's own; version 2 only (5.18)
 }
 
 // Swap is in bytes.
@@ -153,7 +158,6 @@ func (r *statReader) memory(v Version, s *Stats) {
 	if limited {
 		m.Limit = limit
 	}
-	var inactive uint64
 	if v == V2 {
 		s.Swap.Usage, _ = r.number(fileSwapUsage)
 		s.Swap.Limit, s.Swap.Limited = swapLimit, swapLimited
@@ -165,8 +169,16 @@ func (r *statReader) memory(v Version, s *Stats) {
 				m.PageFaults = n
 			case "pgmajfault":
 				m.MajorPageFaults = n
+			case "file":
+				m.Cache = n
+			case "file_mapped":
+				m.Mapped = n
+			case "active_file":
+				m.ActiveFile = n
 			case "inactive_file":
-				inactive = n
+				m.InactiveFile = n
+			case "kernel":
+				m.Kernel = n
 			}
 		})
 	} else {
@@ -181,14 +193,20 @@ func (r *statReader) memory(v Version, s *Stats) {
 				m.PageFaults = n
 			case "total_pgmajfault":
 				m.MajorPageFaults = n
+			case "total_cache":
+				m.Cache = n
+			case "total_mapped_file":
+				m.Mapped = n
+			case "total_active_file":
+				m.ActiveFile = n
 			case "total_inactive_file":
-				inactive = n
+				m.InactiveFile = n
 			case "total_swap":
 				s.Swap.Usage = n
 			}
 		})
 	}
-	m.WorkingSet = floorSub(m.Usage, inactive)
+	m.WorkingSet = floorSub(m.Usage, m.InactiveFile)
 }
 
 // floorSub is a-b, or 0: the two were not read at the same instant.
