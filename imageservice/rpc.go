@@ -23,6 +23,9 @@ func (s *Service) PullImage(ctx context.Context, req *runtimeapi.PullImageReques
 	if ref == "" {
 		return nil, fmt.Errorf("image of PullImage is empty: %w", errdefs.ErrInvalidArgument)
 	}
+	if h := req.GetImage().GetRuntimeHandler(); h != "" && !slices.Contains(s.cfg.Handlers, h) {
+		return nil, fmt.Errorf("runtime_handler %q of image %s is not configured: %w", h, ref, errdefs.ErrInvalidArgument)
+	}
 	img, err := s.pullOnce(ctx, ref, req.GetAuth())
 	if err != nil {
 		return nil, err

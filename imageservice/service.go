@@ -57,6 +57,9 @@ type Config struct {
 	// credentials for pulls that bring none and of mirrors. "" and an absent
 	// file: none.
 	DockerConfig string
+	// Handlers are the names that ImageSpec.runtime_handler may have in a pull,
+	// besides ""; all of them take the same images.
+	Handlers []string
 	// PreloadDir has image archives that Open loads. "" and absent: none.
 	PreloadDir string
 	Verify     Verify

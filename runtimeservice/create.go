@@ -92,17 +92,23 @@ func (s *containers) newContainer(ctx context.Context, p *pod, cc *runtimeapi.Co
 	c := &container{
 		id: newID(), pod: p, createdAt: s.index.now(), bootID: s.bootID,
 		key:     containerKey{pod: p.id, name: cc.GetMetadata().GetName(), attempt: cc.GetMetadata().GetAttempt()},
-		imageID: img.ID, imageRef: img.ID, imageName: imageName(cc.GetImage(), img), stopSignal: sig, runtime: s.runtime(h),
+		imageID: img.ID, imageRef: imageRef(img), imageName: imageName(cc.GetImage(), img), stopSignal: sig, runtime: s.runtime(h),
 		op: newOpLock(), made: make(chan struct{}), exited: make(chan struct{}),
 		state: lifecycle.ContainerCreating, config: cc, configJSON: configJSON,
-	}
-	if len(img.RepoDigests) > 0 {
-		c.imageRef = img.RepoDigests[0]
 	}
 	if c.cgroup, err = cgroupDir(s.node, p.config, c.id); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// imageRef is what the image came as, for the pod's status: name@digest, or
+// its id where it has no digest.
+func imageRef(img imageservice.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
 }
 
 // imageName is what people call a container's image: as the pod's author wrote

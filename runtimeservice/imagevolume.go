@@ -49,7 +49,7 @@ func (s *containers) withImageIDs(ctx context.Context, cc *runtimeapi.ContainerC
 		if err != nil {
 			return nil, volumeFailed(i, err)
 		}
-		m.Image.Image = img.ID
+		m.Image.Image, m.Image.ImageRef = img.ID, imageRef(img)
 	}
 	return cc, nil
 }

@@ -183,7 +183,8 @@ func imagesOf(cfg config.Config) imageservice.Config {
 		Root: filepath.Join(cfg.Root, "images"), RunDir: filepath.Join(cfg.Run, "rootfs"), HostsDirs: cfg.RegistryConfigDirs,
 		MaxDownloads: i.MaxDownloads, ProgressTimeout: time.Duration(i.PullProgressTimeout), LayerRanges: i.LayerRanges,
 		KeepLayerBlobs: i.KeepLayerBlobs, Pinned: i.Pinned, ShortNames: i.ShortNames, DockerConfig: i.DockerConfig, PreloadDir: i.PreloadDir,
-		Verify: imageservice.Verify{BinDir: i.Verify.BinDir, MaxPrograms: i.Verify.MaxPrograms, Timeout: time.Duration(i.Verify.Timeout)},
+		Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
+		Verify:   imageservice.Verify{BinDir: i.Verify.BinDir, MaxPrograms: i.Verify.MaxPrograms, Timeout: time.Duration(i.Verify.Timeout)},
 		Limits: imageservice.Limits{
 			ManifestSize: int64(i.Limits.ManifestSize), IndexDepth: i.Limits.IndexDepth, Layers: i.Limits.Layers,
 			LayerEntries: i.Limits.LayerEntries, LayerSize: int64(i.Limits.LayerSize), LayerRatio: i.Limits.LayerRatio,

@@ -197,10 +197,15 @@ func TestAttacks(t *testing.T) {
 		},
 		"CVE-2021-43784": func(n *node) {
 			p := n.runPod("long")
-			for _, bad := range []*runtimeapi.Mount{{HostPath: "/tmp", ContainerPath: strings.Repeat("/x", 35<<10)}, {HostPath: strings.Repeat("/x", 35<<10), ContainerPath: "/x"},
-				{HostPath: "/" + strings.Repeat("x", 300), ContainerPath: "/x"}} {
+			for _, bad := range []*runtimeapi.Mount{{HostPath: "/tmp", ContainerPath: strings.Repeat("/x", 35<<10)}, {HostPath: n.LogDir + strings.Repeat("/x", 35<<10), ContainerPath: "/x"},
+				{HostPath: n.LogDir + "/long/" + strings.Repeat("x", 300), ContainerPath: "/x"}} {
 				_, err := p.tryCreate(p.containerConfig("c", "true", func(c *runtimeapi.ContainerConfig) { c.Mounts = []*runtimeapi.Mount{bad} }))
 				wantError(n.t, err, codes.InvalidArgument, "mount")
+			}
+			for _, made := range []string{"x", "long"} {
+				if _, err := os.Lstat(filepath.Join(n.LogDir, made)); err == nil {
+					n.t.Errorf("%s was made on the host", made)
+				}
 			}
 		},
 		"CVE-2018-15664": func(n *node) { // the log's directory is exchanged for a link while the log is reopened

@@ -57,6 +57,9 @@ func TestBadCNIFile(t *testing.T) {
 		}
 		for _, c := range resp.GetStatus().GetConditions() {
 			if c.GetType() == runtimeapi.NetworkReady && !c.GetStatus() {
+				if c.GetReason() != "NetworkPluginNotReady" {
+					t.Errorf("reason %q", c.GetReason())
+				}
 				message = c.GetMessage()
 				return true
 			}

@@ -37,7 +37,7 @@ func TestContainerFields(t *testing.T) {
 			p, img := n.runPod("image"), n.image(images.Demo)
 			digest := img.GetRepoDigests()[0]
 			for i, spec := range []*runtimeapi.ImageSpec{
-				{Image: img.GetId(), UserSpecifiedImage: images.Demo, Annotations: map[string]string{"a": "b"}}, {Image: images.Demo}, {Image: digest},
+				{Image: img.GetId(), UserSpecifiedImage: images.Demo, Annotations: map[string]string{"a": "b"}, RuntimeHandler: "runc"}, {Image: images.Demo}, {Image: digest},
 				{Image: strings.TrimPrefix(img.GetId(), "sha256:")[:16]}, {Image: img.GetId(), UserSpecifiedImage: "as the author wrote it"},
 			} {
 				c := p.create("c"+string(rune('0'+i)), "true", func(c *runtimeapi.ContainerConfig) { c.Image = spec })
@@ -46,7 +46,8 @@ func TestContainerFields(t *testing.T) {
 				if want == "" {
 					want = images.Demo
 				}
-				if s.GetImage().GetImage() != want || s.GetImageRef() != digest || s.GetImageId() != img.GetId() || !maps.Equal(s.GetImage().GetAnnotations(), spec.GetAnnotations()) {
+				if s.GetImage().GetImage() != want || s.GetImageRef() != digest || s.GetImageId() != img.GetId() || !maps.Equal(s.GetImage().GetAnnotations(), spec.GetAnnotations()) ||
+					s.GetImage().GetRuntimeHandler() != spec.GetRuntimeHandler() {
 					n.t.Errorf("%v: image %v, ref %s, id %s", spec, s.GetImage(), s.GetImageRef(), s.GetImageId())
 				}
 				if !proto.Equal(l.GetImage(), s.GetImage()) || l.GetImageRef() != s.GetImageRef() || l.GetImageId() != s.GetImageId() || l.GetPodSandboxId() != p.id ||
@@ -208,6 +209,29 @@ func TestContainerFields(t *testing.T) {
 			}
 			if resp, err := n.Runtime.ContainerStatus(n.context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id}); err != nil || len(resp.GetInfo()) != 0 {
 				n.t.Errorf("info unasked: %v, %v", resp.GetInfo(), err)
+			}
+		},
+		"tty": func(n *node) {
+			c := n.runPod("tty").run("c", "test -t 0 && test -t 1 && echo $TERM; echo err >&2", func(c *runtimeapi.ContainerConfig) { c.Tty = true })
+			if s := c.waitExit(); s.GetExitCode() != 0 || c.logged("stdout") != "xterm\r\nerr\r\n" || c.logged("stderr") != "" {
+				n.t.Errorf("exit code %d, stdout %q, stderr %q", s.GetExitCode(), c.logged("stdout"), c.logged("stderr"))
+			}
+		},
+		"stdin": func(n *node) {
+			p := n.runPod("stdin")
+			if got, code := p.output("closed", "cat; echo end"); got != "end\n" || code != 0 {
+				n.t.Errorf("without stdin: %q, exit code %d", got, code)
+			}
+			for _, once := range []bool{false, true} { // nobody has attached yet, so it does not end
+				c := p.run(fmt.Sprint("open-", once), "echo waits; cat; echo end", func(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, once })
+				n.eventually("it reads", func() bool { return c.logged("stdout") == "waits\n" })
+				if got := c.exec("sh", "-c", "readlink /proc/1/fd/0"); strings.Contains(got, "/dev/null") {
+					n.t.Errorf("stdin_once %v: stdin is %s", once, got)
+				}
+				c.stop(0)
+				if got := c.logged("stdout"); got != "waits\n" {
+					n.t.Errorf("stdin_once %v: %q", once, got)
+				}
 			}
 		},
 		"sandbox_config": func(n *node) { // the pod's own counts

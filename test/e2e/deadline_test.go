@@ -64,7 +64,7 @@ func pluginNode(t *testing.T) (n *node, folder string) {
 case $CNI_COMMAND in
 ADD) [ ! -e add-hangs ] || exec sleep 1000
      touch added-$CNI_CONTAINERID
-     echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.2/24"}]}';;
+     echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.2/24"},{"address":"fd00:99::2/64"}]}';;
 DEL) [ ! -e del-fails ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"the switch is away"}'; exit 1; }
      rm -f added-$CNI_CONTAINERID;;
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}';;

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/images"
@@ -226,7 +227,14 @@ func TestRPCs(t *testing.T) {
 		},
 		"stats": func(n *node) {
 			p := n.runPod("stats")
-			c := p.run("c", forever)
+			c := p.run("c", forever, func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.MemoryLimitInBytes = 64 << 20 })
+			n.eventually("there is a rate", func() bool {
+				resp, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
+				if free := resp.GetStats().GetMemory().GetAvailableBytes().GetValue(); err != nil || free == 0 || free > 64<<20 {
+					n.t.Fatalf("available memory: %d, %v", free, err)
+				}
+				return resp.GetStats().GetCpu().GetUsageNanoCores() != nil
+			})
 			for name, f := range map[string]*runtimeapi.ContainerStatsFilter{"id": {Id: c.id}, "pod_sandbox_id": {PodSandboxId: p.id}, "both": {Id: c.id[:30], PodSandboxId: p.id}} {
 				resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{Filter: f})
 				if err != nil || len(resp.GetStats()) != 1 {
@@ -245,6 +253,15 @@ func TestRPCs(t *testing.T) {
 			resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{Filter: &runtimeapi.ContainerStatsFilter{PodSandboxId: strings.Repeat("0", 64)}})
 			if err != nil || len(resp.GetStats()) != 0 {
 				n.t.Errorf("of an unknown pod: %v, %v", resp, err)
+			}
+		},
+		"update ignores": func(n *node) {
+			c := n.runPod("update").run("c", forever)
+			before := c.status()
+			_, err := n.Runtime.UpdateContainerResources(n.context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.id,
+				Windows: &runtimeapi.WindowsContainerResources{CpuShares: 7}, Annotations: map[string]string{"a": "b"}})
+			if after := c.status(); err != nil || !proto.Equal(before, after) {
+				n.t.Errorf("%v\n%v\n%v", err, before, after)
 			}
 		},
 		"version": func(n *node) {
@@ -285,6 +302,20 @@ func TestRPCs(t *testing.T) {
 			img := n.image(images.Users)
 			if ref != img.GetId() || img.GetUid().GetValue() != 1000 || img.GetUsername() != "" || img.GetSpec() == nil || img.GetPinned() {
 				n.t.Errorf("pulled as %s: %v", ref, img)
+			}
+			// The pod that an image is pulled for changes nothing.
+			const named = "gcr.io/k8s-staging-cri-tools/test-image-user-username:latest"
+			if _, err := n.Image.PullImage(n.context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: named}, SandboxConfig: n.podConfig("no-such-pod")}); err != nil {
+				n.t.Error(err)
+			}
+			_, err := n.Image.PullImage(n.context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: named, RuntimeHandler: "runc"}})
+			if err != nil {
+				n.t.Error(err)
+			}
+			_, err = n.Image.PullImage(n.context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: named, RuntimeHandler: "no-such-handler"}})
+			wantError(n.t, err, codes.InvalidArgument, "runtime_handler", "no-such-handler")
+			if img := n.image(named); img.GetUsername() != "www-data" || img.GetUid() != nil {
+				n.t.Errorf("user of the image: %v", img)
 			}
 			resp, err := n.Image.ImageStatus(n.context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: images.Users}, Verbose: true})
 			if err != nil || len(resp.GetInfo()) == 0 {

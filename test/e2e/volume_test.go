@@ -104,7 +104,7 @@ func TestImageVolume(t *testing.T) {
 	}
 
 	for _, m := range c.status().GetMounts() {
-		if m.GetImage().GetImage() != id || m.GetHostPath() != "" {
+		if m.GetImage().GetImage() != id || m.GetImage().GetImageRef() != n.image(dataImage).GetRepoDigests()[0] || m.GetHostPath() != "" {
 			t.Errorf("status: %v, want the image's id %s", m, id)
 		}
 	}
