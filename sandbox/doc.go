@@ -8,7 +8,6 @@
 // namespace, which owns the others, they are those of a process that ends as
 // soon (userns.go).
 //
-//
 //	<run>/pods/<pod>/ns/{user,net,ipc,uts,pid}   pins; "pid" only with a shared PID namespace
 //	<run>/pods/<pod>/shm                    tmpfs, bound to /dev/shm of every container
 //	<run>/pods/<pod>/{resolv.conf,hostname,hosts}
