@@ -35,8 +35,7 @@ func checkContainerSpec(n Node, s *specs.Spec, sc *runtimeapi.LinuxContainerSecu
 		return nil
 	}
 	for _, m := range s.Mounts {
-		kernel := m.Type == "sysfs" || m.Type == "cgroup" && !n.writableCgroups()
-		if kernel && !slices.Contains(m.Options, "ro") {
+		if (m.Type == "sysfs" || m.Type == "cgroup") && !slices.Contains(m.Options, "ro") {
 			return fmt.Errorf("the spec breaks an invariant: %s is writable", m.Destination)
 		}
 	}

@@ -287,7 +287,7 @@ func (c *container) killBrokenExecs(files []string) {
 		if pid, err := readPIDFile(base + ".pid"); err == nil {
 			for _, p := range cgroupPIDs(head(c.rec.Request.CgroupProcs, 1)) {
 				if stat, err := readStat(p); err == nil && p == pid && stat.session == pid {
-					killSessionBounded(pid, c.rec.Request.CgroupProcs)
+					c.killExec(pid)
 					break
 				}
 			}

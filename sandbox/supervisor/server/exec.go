@@ -108,7 +108,7 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 	defer os.Remove(e.pidFile)
 	if err := c.srv.runner.Run(ctx, e.cmd); err != nil {
 		e.killLeft()
-		if c.is() != running {
+		if c.is() != running || c.isDying() {
 			err = fmt.Errorf("container %s has ended: %w: %w", c.id, errdefs.ErrFailedPrecondition, err)
 		}
 		return 0, err
@@ -119,35 +119,60 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 	}
 	done := make(chan reaper.Exit, 1)
 	if !c.srv.reaper.Notify(pid, func(x reaper.Exit) { done <- x }) {
-		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		c.killExec(pid)
 		return 0, fmt.Errorf("exec in container %s: its process %d is not a child of the supervisor", c.id, pid)
 	}
 	release()
 	release = func() {}
 	if err := e.started(); err != nil {
-		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		c.killExec(pid)
 		return 0, err
 	}
 	select {
 	case x := <-done:
 		return x.Code(), nil
 	case <-ctx.Done():
-		killSessionBounded(pid, c.rec.Request.CgroupProcs)
+		c.killExec(pid)
 		return 0, fmt.Errorf("exec in container %s: %w", c.id, context.Cause(ctx))
+	}
+}
+
+// isDying says whether the container is being deleted.
+func (c *container) isDying() bool {
+	select {
+	case <-c.dying:
+		return true
+	default:
+		return false
 	}
 }
 
 // killLeft kills the process that a runtime has started before it was killed itself.
 func (e *execution) killLeft() {
 	if pid, err := readPIDFile(e.pidFile); err == nil {
-		killSessionBounded(pid, e.c.rec.Request.CgroupProcs)
+		e.c.killExec(pid)
 	}
 }
 
-func killSessionBounded(pid int, files []string) {
+// killExec kills an exec'd process and all of its session. runc makes the
+// process the leader of one; crun leaves it in that of a process of its own,
+// which has ended. The session of the container, or ours, it is never.
+func (c *container) killExec(pid int) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
-	killSession(ctx, pid, files)
+	c.mu.Lock()
+	first := c.rec.PID
+	c.mu.Unlock()
+	leader := pid
+	if s, err := readStat(pid); err == nil && s.session > 0 && !inSession(first, s.session) && !inSession(os.Getpid(), s.session) {
+		leader = s.session
+	}
+	killSession(ctx, leader, c.rec.Request.CgroupProcs)
+}
+
+func inSession(pid, session int) bool {
+	s, err := readStat(pid)
+	return err == nil && s.session == session
 }
 
 // beginExec counts an exec call of a container that runs, and returns the

@@ -153,7 +153,7 @@ func killSession(ctx context.Context, leader int, files []string) {
 		}
 		killed := false
 		for pid, s := range stats {
-			if s.session == leader || startedBy(stats, pid, leader) {
+			if pid == leader || s.session == leader || startedBy(stats, pid, leader) {
 				killed = true
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
@@ -176,7 +176,7 @@ func startedBy(stats map[int]procStat, pid, leader int) bool {
 		if !ok {
 			return false
 		}
-		if s.session == leader {
+		if pid == leader || s.session == leader {
 			return true
 		}
 		pid = s.ppid
