@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Details are the figures of a cgroup and its children that only metrics tell,
@@ -50,7 +51,9 @@ func ReadDetails(path string) (Details, error) {
 }
 
 func (t *tree) readDetails(path string) (Details, error) {
-	r := detailReader{t: t, path: path}
+	buf := statBuffers.Get().(*[maxStatFile]byte)
+	defer statBuffers.Put(buf)
+	r := detailReader{t: t, path: path, buf: buf[:]}
 	var d Details
 	if t.version == V2 {
 		r.details2(&d)
@@ -76,6 +79,7 @@ func (t *tree) readDetails(path string) (Details, error) {
 type detailReader struct {
 	t    *tree
 	path string
+	buf  []byte
 	err  error
 }
 
@@ -134,16 +138,29 @@ func (r *detailReader) details1(d *Details) {
 	d.IO = io.named()
 }
 
+// read returns a file's content, valid until the next read. It does without
+// package os, which would have Go's poller watch each file for its moment.
 func (r *detailReader) read(controller, name string) []byte {
 	file := r.t.file(controller, r.path, name)
 	if file == "" || r.err != nil {
 		return nil
 	}
-	b, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		r.err = gone(err)
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
 	}
-	return b
+	n := 0
+	if err == nil {
+		if n, err = unix.Read(fd, r.buf); err == unix.EINTR {
+			n, err = unix.Read(fd, r.buf)
+		}
+		_ = unix.Close(fd)
+	}
+	if err != nil {
+		r.err = gone(&os.PathError{Op: "reading", Path: name, Err: err})
+		return nil
+	}
+	return r.buf[:n]
 }
 
 // number is 0 for "no limit" and where there is no file.
