@@ -133,25 +133,25 @@ func TestResources(t *testing.T) {
 	}
 }
 
-func TestCPUSetBounded(t *testing.T) { // CVE-2018-20699
-	for _, list := range []string{"0-4294967295", "8192", "3-1", "a", "-1", "1-", ",", "0,", " 0", "0-1-2", strings.Repeat("0,", 1<<20) + "0"} {
-		for _, r := range []*runtimeapi.LinuxContainerResources{{CpusetCpus: list}, {CpusetMems: list}} {
-			if _, err := Resources(testNode(), r); !errors.Is(err, errdefs.ErrInvalidArgument) {
-				t.Errorf("%.20q: %v", list, err)
-			}
+func TestSetSystemdSwap(t *testing.T) {
+	for _, tc := range []struct {
+		systemd, cgroup2 bool
+		limit, swap      int64
+		want             string
+	}{
+		{true, true, 1 << 20, 1 << 20, "uint64 0"}, {true, true, 1 << 20, 2 << 20, ""}, {true, true, -1, -1, ""}, {true, true, 1 << 20, -1, ""},
+		{false, true, 1 << 20, 1 << 20, ""}, {true, false, 1 << 20, 1 << 20, ""},
+	} {
+		spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &tc.limit, Swap: &tc.swap}}}}
+		n := testNode()
+		n.Systemd, n.Cgroup2 = tc.systemd, tc.cgroup2
+		SetSystemdSwap(n, spec)
+		if got := spec.Annotations[swapProperty]; got != tc.want {
+			t.Errorf("%+v: %q", tc, got)
 		}
-	}
-}
-
-func TestUnifiedKeys(t *testing.T) { // GHSA-5g49-rx9x-qfc6
-	for _, key := range []string{"", "memory", "../../x/memory.max", "/abs", "a/b", "memory.max/x", "cgroup.procs", "cgroup.kill", "memory..max", "memory.max\n", "Memory.max", "irq.pressure", "memory.max x"} {
-		if _, err := Resources(testNode(), &runtimeapi.LinuxContainerResources{Unified: map[string]string{key: "1"}}); !errors.Is(err, errdefs.ErrInvalidArgument) {
-			t.Errorf("key %q: %v", key, err)
-		}
-	}
-	for _, value := range []string{"1\n2", "\x00", "ä", strings.Repeat("x", 4097)} {
-		if _, err := Resources(testNode(), &runtimeapi.LinuxContainerResources{Unified: map[string]string{"memory.max": value}}); !errors.Is(err, errdefs.ErrInvalidArgument) {
-			t.Errorf("value %.20q: %v", value, err)
+		spec.Linux.Resources.Memory = nil
+		if SetSystemdSwap(n, spec); len(spec.Annotations) != 0 {
+			t.Errorf("%+v without limits: %v", tc, spec.Annotations)
 		}
 	}
 }

@@ -155,7 +155,7 @@ func hugepages(n Node, r *runtimeapi.LinuxContainerResources) ([]specs.LinuxHuge
 	var list []specs.LinuxHugepageLimit
 	for _, h := range r.GetHugepageLimits() {
 		if !pageSize.MatchString(h.GetPageSize()) {
-			return nil, fmt.Errorf("hugepage_limits: page size %q is not of the form 2MB: %w", h.GetPageSize(), errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("hugepage_limits: page size %.64q is not of the form 2MB: %w", h.GetPageSize(), errdefs.ErrInvalidArgument)
 		}
 		if n.Hugetlb {
 			list = append(list, specs.LinuxHugepageLimit{Pagesize: h.GetPageSize(), Limit: h.GetLimit()})

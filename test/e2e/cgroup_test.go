@@ -114,3 +114,12 @@ func (c *container) wantLimits(when string, limits ...limit) {
 		}
 	}
 }
+
+func readlink(t testing.TB, path string) string {
+	t.Helper()
+	target, err := os.Readlink(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return target
+}

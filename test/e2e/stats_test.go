@@ -10,6 +10,26 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// wantPressure requires pressure figures where the kernel has them.
+func wantPressure(t *testing.T, s *runtimeapi.ContainerStats) {
+	t.Helper()
+	all := map[string]*runtimeapi.PsiStats{"cpu": s.GetCpu().GetPsi(), "memory": s.GetMemory().GetPsi(), "io": s.GetIo().GetPsi()}
+	has := cgroup2() && exists("/proc/pressure/cpu")
+	for name, psi := range all {
+		if has != (psi.GetSome() != nil && psi.GetFull() != nil) {
+			t.Errorf("%s pressure %v, the kernel has it: %v", name, psi, has)
+		}
+	}
+	if has && (s.GetCpu().GetPsi().GetSome().GetTotal() == 0 || s.GetCpu().GetPsi().GetSome().GetTotal()%1000 != 0 || s.GetIo().GetTimestamp() == 0) {
+		t.Errorf("pressure %v, want nanoseconds", all)
+	}
+}
+
+// swapAccounted says whether the kernel counts swap, as every one that tests run on does on version 2.
+func swapAccounted() bool {
+	return cgroup2() || exists("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+}
+
 func (n *node) podStats(id string) *runtimeapi.PodSandboxStats {
 	n.t.Helper()
 	resp, err := n.Runtime.PodSandboxStats(n.context(), &runtimeapi.PodSandboxStatsRequest{PodSandboxId: id})
@@ -37,6 +57,26 @@ func TestContainerStats(t *testing.T) {
 	if s.GetAttributes().GetId() != c.id || s.GetAttributes().GetMetadata().GetName() != "c" || s.GetAttributes().GetLabels()["container"] != "c" {
 		t.Errorf("attributes: %v", s.GetAttributes())
 	}
+	if s.GetMemory().GetAvailableBytes() != nil || s.GetSwap().GetSwapAvailableBytes() != nil {
+		t.Errorf("without limits, %v and %v are available", s.GetMemory().GetAvailableBytes(), s.GetSwap().GetSwapAvailableBytes())
+	}
+	wantPressure(t, s)
+	limitedOne := p.run("limited", "while :; do :; done", limited)
+	n.eventually("there is a rate", func() bool {
+		resp, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: limitedOne.id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = resp.GetStats()
+		return s.GetCpu().GetUsageNanoCores().GetValue() > 0
+	})
+	if m := s.GetMemory(); m.GetAvailableBytes().GetValue()+m.GetWorkingSetBytes().GetValue() != 20<<20 {
+		t.Errorf("memory %v, of 20 MiB", m)
+	}
+	if w := s.GetSwap(); swapAccounted() && (w.GetTimestamp() == 0 || w.GetSwapUsageBytes() == nil || w.GetSwapAvailableBytes() == nil || w.GetSwapAvailableBytes().GetValue() != 0) {
+		t.Errorf("swap %v, of none", w)
+	}
+	limitedOne.remove()
 	resp, err := n.Runtime.ListContainerStats(n.context(), &runtimeapi.ListContainerStatsRequest{})
 	if err != nil {
 		t.Fatal(err)
