@@ -1,6 +1,7 @@
 package ocispec
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -114,9 +115,10 @@ func checkHooks(h *specs.Hooks) error {
 	if h == nil {
 		return nil
 	}
-	all := slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop) //nolint:staticcheck // prestart is deprecated and in use
+	//lint:ignore SA1019 CDI specs still have prestart hooks
+	all := slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop)
 	if len(all) == 0 {
-		return fmt.Errorf("hooks that are none")
+		return errors.New("hooks that are none")
 	}
 	for _, hook := range all {
 		if !path.IsAbs(hook.Path) || path.Clean(hook.Path) != hook.Path || len(hook.Env) == 0 {

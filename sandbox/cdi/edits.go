@@ -146,7 +146,8 @@ func (out *Edits) addHook(h cdispec.Hook) {
 		hook.Env = slices.Clone(hookEnv)
 	}
 	list := map[string]*[]specs.Hook{
-		"prestart":        &out.Hooks.Prestart, //nolint:staticcheck // deprecated by OCI, in use by CDI specs
+		//lint:ignore SA1019 CDI specs still have them
+		"prestart":        &out.Hooks.Prestart,
 		"createRuntime":   &out.Hooks.CreateRuntime,
 		"createContainer": &out.Hooks.CreateContainer,
 		"startContainer":  &out.Hooks.StartContainer,
