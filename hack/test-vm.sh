@@ -18,7 +18,7 @@ source hack/lib.sh
 # What runs when nothing is named: the tests that need a kernel. Those of images' ways from registries and archives do
 # not; of the image service the packages that mount and unpack do. Loads are left out, too: they take long here.
 meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer)
-readonly others='ManyPods|UnderLoad|CapsOutput|Archive|Load|Prune|Preload|Pull|Mirror|Untrusted|Malformed|ImageLifecycle|ImageVerb|ConfigKey'
+readonly elsewhere='ManyPods|UnderLoad|CapsOutput|Archive|Load|Prune|Preload|Pull|Mirror|Untrusted|Malformed|ImageLifecycle|ImageVerb|ConfigKey'
 # And with systemd, whose part are the cgroups:
 readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Survives|Reboot'
 readonly specs='basic operations on|stats'
@@ -104,7 +104,7 @@ named=${#packages[@]} skip=''
 if [[ $init == systemd ]] && ((!named)); then
 	packages=(test/e2e test/critest) run=${run:-$cgroups} focus=${focus:-$specs}
 fi
-[[ -n $run ]] || skip=$others
+[[ -n $run ]] || skip=$elsewhere
 export CGO_ENABLED=0
 project
 hack/vm/rootfs.sh "$kernel" "$init" "$tmp/gantry" "$tmp/initrd"

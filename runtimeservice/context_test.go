@@ -39,6 +39,27 @@ func TestSecurityOfContexts(t *testing.T) {
 			}
 		}
 	})
+	// An OCI runtime would follow the link, or be misled by what is no directory.
+	t.Run("CVE-2019-19921", func(t *testing.T) {
+		for _, name := range []string{"proc", "sys", "dev"} {
+			for _, make := range []func(string) error{
+				func(p string) error { return os.Symlink("/tmp", p) },
+				func(p string) error { return os.Symlink("missing", p) },
+				func(p string) error { return os.WriteFile(p, nil, 0o600) },
+			} {
+				root := t.TempDir()
+				if err := make(filepath.Join(root, name)); err != nil {
+					t.Fatal(err)
+				}
+				if err := checkRootfs(root); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "/"+name) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+		if err := checkRootfs(t.TempDir()); err != nil {
+			t.Errorf("none of them: %v", err)
+		}
+	})
 	t.Run("2.6-target", func(t *testing.T) {
 		s := &containers{&core{index: newIndex()}}
 		add := func(p *pod, state lifecycle.Container) *container {

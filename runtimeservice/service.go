@@ -20,6 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/cdi"
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
 // Config is the plain values of a Service.
@@ -104,7 +105,11 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
 	}
+	version2 := host.CgroupVersion() == cgroup.V2
 	for i, h := range cfg.Handlers {
+		if h.CgroupWritable && !version2 && h.Err == nil {
+			cfg.Handlers[i].Err = fmt.Errorf("runtimes.%s.cgroup_writable needs cgroup version 2, and this node has version 1: %w", h.Name, errdefs.ErrFailedPrecondition)
+		}
 		if cfg.Handlers[i].filter, err = ocispec.NewAnnotationFilter(h.Annotations, h.Features.UnsafeAnnotations); err != nil {
 			return nil, fmt.Errorf("annotations of runtime handler %q: %w", h.Name, err)
 		}

@@ -4,9 +4,11 @@
 //
 // A pod has no process of its own. Its network, IPC and UTS namespaces are
 // made by a thread of the daemon that ends right afterwards, and live on
-// because their nsfs files are bind-mounted (namespaces(7)):
+// because their nsfs files are bind-mounted (namespaces(7)). With a user
+// namespace, which owns the others, they are those of a process that ends as
+// soon (userns.go).
 //
-//	<run>/pods/<pod>/ns/{net,ipc,uts,pid}   pins; "pid" only with a shared PID namespace
+//	<run>/pods/<pod>/ns/{user,net,ipc,uts,pid}   pins; "pid" only with a shared PID namespace
 //	<run>/pods/<pod>/shm                    tmpfs, bound to /dev/shm of every container
 //	<run>/pods/<pod>/{resolv.conf,hostname,hosts}
 //	<run>/containers/<container>/config.json    OCI bundle

@@ -49,6 +49,7 @@ func checkKernel(r *report) {
 	r.require("seccomp", err, "boot a kernel with CONFIG_SECCOMP_FILTER")
 	checkCapabilities(r)
 	checkAppArmor(r)
+	checkSELinux(r)
 }
 
 func closed(fd int, err error) error {
@@ -80,6 +81,15 @@ func checkAppArmor(r *report) {
 	default:
 		r.ok("AppArmor", "not on this machine")
 	}
+}
+
+// checkSELinux tells what is missing where the kernel has SELinux.
+func checkSELinux(r *report) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
+		r.ok("SELinux", "not on this machine")
+		return
+	}
+	r.warn("SELinux", "gantry gives containers no labels: they run in its own domain, and those with selinux_options or a volume that is to be relabelled are refused")
 }
 
 // checkCapabilities looks for those that a root in a container may lack.

@@ -47,7 +47,9 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 	}
 	spec.Linux.Devices = devices
 	if p.UserNS != nil {
-		spec.Linux.Devices, spec.Mounts = mountDevices(c, devices, spec.Mounts)
+		if spec.Linux.Devices, spec.Mounts, err = mountDevices(c, devices, spec.Mounts); err != nil {
+			return nil, nil, err
+		}
 	}
 	warnings = append(warnings, more...)
 	if more, err = confine(n, c, spec); err != nil {

@@ -73,15 +73,20 @@ func deviceNodes(c Container, list []specs.Mount) (nodes []specs.LinuxDevice, wa
 // can be made: the host's is mounted. OCI runtimes do that themselves, with
 // what the host has at the container's path, which is another device unless the
 // paths are the same.
-func mountDevices(c Container, nodes []specs.LinuxDevice, list []specs.Mount) ([]specs.LinuxDevice, []specs.Mount) {
-	var same []specs.LinuxDevice
+func mountDevices(c Container, nodes []specs.LinuxDevice, list []specs.Mount) (same []specs.LinuxDevice, _ []specs.Mount, err error) {
 	for _, d := range nodes {
 		source, ok := c.DeviceSources[d.Path]
 		if !ok || source == d.Path {
 			same = append(same, d)
 			continue
 		}
+		if slices.Contains(defaultNodes, d.Path) { // which would be mounted over it
+			return nil, nil, fmt.Errorf("devices: container_path %q is another device in every container of a pod with a user namespace: %w", d.Path, errdefs.ErrInvalidArgument)
+		}
 		list = append(list, specs.Mount{Destination: d.Path, Type: "bind", Source: source, Options: []string{"bind", "rprivate", "nosuid", "noexec"}})
 	}
-	return same, list
+	return same, list, nil
 }
+
+// defaultNodes are those of defaultDevices that may be asked for as others.
+var defaultNodes = []string{"/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"}

@@ -35,7 +35,8 @@ func checkContainerSpec(n Node, s *specs.Spec, sc *runtimeapi.LinuxContainerSecu
 		return nil
 	}
 	for _, m := range s.Mounts {
-		if (m.Type == "sysfs" || m.Type == "cgroup") && !slices.Contains(m.Options, "ro") {
+		kernel := m.Type == "sysfs" || m.Type == "cgroup" && !n.writableCgroups()
+		if kernel && !slices.Contains(m.Options, "ro") {
 			return fmt.Errorf("the spec breaks an invariant: %s is writable", m.Destination)
 		}
 	}

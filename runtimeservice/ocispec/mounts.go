@@ -43,7 +43,7 @@ func mounts(n Node, p Pod, c Container) (list []specs.Mount, propagation string,
 		covered[m.Destination] = true
 		asked = slices.DeleteFunc(asked, func(o specs.Mount) bool { return o.Destination == m.Destination })
 	}
-	for _, m := range slices.Concat(runtimeMounts(p, c), podMounts(p, c)) {
+	for _, m := range slices.Concat(runtimeMounts(n, p, c), podMounts(p, c)) {
 		if !covered[m.Destination] && !(covered["/dev"] && beneath(m.Destination, "/dev")) {
 			list = append(list, m)
 		}
@@ -65,10 +65,14 @@ func depth(p string) int {
 }
 
 // runtimeMounts are the file systems that every container has.
-func runtimeMounts(p Pod, c Container) []specs.Mount {
+func runtimeMounts(n Node, p Pod, c Container) []specs.Mount {
 	access := "ro"
 	if c.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 		access = "rw"
+	}
+	cgroups := access
+	if n.writableCgroups() {
+		cgroups = "rw"
 	}
 	list := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
@@ -76,7 +80,7 @@ func runtimeMounts(p Pod, c Container) []specs.Mount {
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", cgroups}},
 	}
 	if p.UserNS == nil {
 		return list

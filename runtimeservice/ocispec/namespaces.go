@@ -64,6 +64,12 @@ func namespaces(n Node, p Pod, c Container) ([]specs.LinuxNamespace, error) {
 	return list, nil
 }
 
+// writableCgroups is whether unprivileged containers may write to their
+// cgroups. With a cgroup namespace they reach nothing above their own, and what
+// they get is bounded by the pod's; on version 1 they would reach release_agent
+// (CVE-2022-0492).
+func (n Node) writableCgroups() bool { return n.CgroupWritable && n.Cgroup2 }
+
 // pidNamespace is nil for the host's. A pod whose option is CONTAINER or
 // TARGET has no namespace to share, so a container that asks for it is
 // refused rather than put into the host's.

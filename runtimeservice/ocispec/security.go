@@ -44,6 +44,9 @@ func confine(n Node, c Container, spec *specs.Spec) (warnings []string, err erro
 		return nil, err
 	}
 	if sc.GetPrivileged() {
+		if sc.GetSeccomp().GetProfileType() == runtimeapi.SecurityProfile_Localhost {
+			warnings = append(warnings, fmt.Sprintf("seccomp: profile %q has no effect on a privileged container", sc.GetSeccomp().GetLocalhostRef()))
+		}
 		return warnings, nil
 	}
 	if spec.Linux.MaskedPaths, err = pathList("masked_paths", sc.GetMaskedPaths(), maskedPaths); err != nil {
@@ -128,7 +131,7 @@ func seLinux(n Node, o *runtimeapi.SELinuxOption) (warnings []string, err error)
 		return nil, nil
 	}
 	if n.SELinux {
-		return nil, fmt.Errorf("selinux_options: %w", errdefs.ErrNotImplemented)
+		return nil, fmt.Errorf("selinux_options: this node runs SELinux, and Gantry gives containers no labels yet: %w", errdefs.ErrNotImplemented)
 	}
 	return []string{"selinux_options have no effect, this node does not run SELinux"}, nil
 }

@@ -307,6 +307,17 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// A privileged container has no seccomp filter, and one that was asked for by name is not dropped in silence.
+func TestPrivilegedSeccompWarning(t *testing.T) {
+	p, c := testPod(), testContainer()
+	p.Config.Linux.SecurityContext.Privileged, security(c).Privileged = true, true
+	security(c).Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "/p.json"}
+	spec, warnings, err := Build(testNode(), p, c)
+	if err != nil || spec.Linux.Seccomp != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "/p.json") {
+		t.Errorf("seccomp %v, warnings %q, error %v", spec.Linux.Seccomp, warnings, err)
+	}
+}
+
 // TestHostTrees is what drivers do: they mount the host's /dev, /sys and
 // /proc over those of the runtime.
 func TestHostTrees(t *testing.T) {

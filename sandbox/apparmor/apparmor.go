@@ -68,7 +68,7 @@ func parse(ctx context.Context, policy, what string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, parserTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, path, what, "--skip-cache")
+	cmd := exec.CommandContext(ctx, path, what, "--skip-cache", "--jobs=0") // in one process
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second

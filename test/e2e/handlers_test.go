@@ -263,3 +263,25 @@ func TestChangedHandler(t *testing.T) {
 		t.Errorf("the old runtime did not delete; it was called with\n%s", got)
 	}
 }
+
+// TestCgroupWritable: a container of such a handler makes cgroups below its
+// own on version 2; on version 1 the handler takes no pods.
+func TestCgroupWritable(t *testing.T) {
+	n := &node{t: t, Instance: harness.New(t, harness.Config{
+		Registry: harness.Registry(t), TOML: fmt.Sprintf("[runtimes.writable]\npath = %q\ncgroup_writable = true\n", runc(t)),
+	})}
+	n.pull(images.Busybox)
+	const script = "d=/sys/fs/cgroup; [ -d $d/memory ] && d=$d/memory; mkdir $d/sub && echo made; touch /sys/x 2>/dev/null || echo read-only"
+	p, err := n.podOf("pod", "writable", hostNetwork)
+	if _, verr := os.Stat("/sys/fs/cgroup/cgroup.controllers"); verr != nil {
+		wantError(t, err, codes.FailedPrecondition, "runtimes.writable.cgroup_writable", "version 2")
+	} else if err != nil {
+		t.Fatal(err)
+	} else if got, _ := p.output("c", script); got != "made\nread-only\n" {
+		t.Errorf("%q", got)
+	}
+	plain := n.runPod("plain", hostNetwork)
+	if got, _ := plain.output("c", script); got != "read-only\n" {
+		t.Errorf("without: %q", got)
+	}
+}

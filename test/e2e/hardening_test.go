@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -32,6 +33,7 @@ func TestSecurityOfContainers(t *testing.T) {
 		"CVE-2017-16539":      nothingReadOfTheHost,
 		"CVE-2022-0492":       noCgroupMount,
 		"CVE-2023-25173":      primaryGroupListed,
+		"CVE-2024-21626":      threeDescriptors,
 		"CVE-2026-15809":      homeWithLines,
 		"CVE-2026-30892":      execAsTheUser,
 		"CVE-2026-31431":      noKernelCrypto,
@@ -105,6 +107,14 @@ func homeWithLines(p *pod) {
 	}, security(func(s *securityContext) { s.RunAsUser = id(4711) }))
 	if got := c.exec("sh", "-c", `grep -c -e evil -e 4711 /etc/passwd /etc/group; printf '%s' "$HOME"`); got != "/etc/passwd:0\n/etc/group:0\n"+home {
 		p.t.Errorf("got %q", got)
+	}
+}
+
+// threeDescriptors: neither the first process nor an exec'd one has a descriptor of the runtime's or the daemon's.
+func threeDescriptors(p *pod) {
+	c := p.run("c", "exec sleep 4321")
+	if got := c.exec("sh", "-c", "ls /proc/1/fd /proc/$$/fd | tr '\n' ' '"); !regexp.MustCompile(`^/proc/\d+/fd: 0 1 2  ?/proc/\d+/fd: 0 1 2 $`).MatchString(strings.ReplaceAll(got, "10 ", "")) {
+		p.t.Errorf("descriptors %q", got)
 	}
 }
 
