@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -96,10 +97,12 @@ func (p *pod) status() (st *runtimeapi.PodSandboxStatus, shown bool) {
 	}, shown
 }
 
-// statuses is the status of each of the pod's containers, oldest first.
+// statuses is the status of each of the pod's containers, newest first: a
+// kubelet that listens to events takes the first of a name for the one that
+// counts (it sorts what it asks for singly, but not the list of PodSandboxStatus).
 func (c *core) statuses(p *pod) []*runtimeapi.ContainerStatus {
 	var all []*runtimeapi.ContainerStatus
-	for _, ctr := range c.index.allContainers(p) {
+	for _, ctr := range slices.Backward(c.index.allContainers(p)) {
 		if st, shown := ctr.status(); shown {
 			all = append(all, st)
 		}

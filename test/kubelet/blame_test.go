@@ -13,7 +13,7 @@ var blame = regexp.MustCompile(`rpc error|PLEG is not healthy|[Rr]untime (is dow
 // excused are those that the kubelet or the case brought about itself.
 var excused = []struct{ line, reason string }{
 	{`code = Canceled`, "it has hung up on a probe of a pod that ends, or on itself"},
-	{`(ContainerStatus|PodSandboxStatus) from runtime.*code = NotFound|"DeleteContainer returned error".*code = NotFound`, "two of its parts removed the same"},
+	{`(ContainerStatus|PodSandboxStatus) from runtime.*code = NotFound|("DeleteContainer returned error"|"Failed to remove container").*code = NotFound`, "two of its parts removed the same"},
 	{`no/such|pod="default/cannot-node"`, "the case of what cannot start"},
 	{`/d/hung|pod="default/liveness-node"`, "the case of a probe that hangs"},
 	{`method (Exec|Attach|PortForward) not implemented`, "the case of streaming"},

@@ -11,4 +11,6 @@
 //
 // The kubelet's own /exec, /attach and /portForward redirect to the runtime's streaming server, which gantry does not
 // have yet: TestKubelet/streaming_is_refused asserts how they fail until then. Commands run by exec probes and hooks.
+// A kubelet without an API server has no runtime classes either, and with them refuses recursive read-only mounts: test/e2e
+// has those.
 package kubelet

@@ -5,8 +5,10 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -35,21 +37,56 @@ var names = strings.NewReplacer("BUSYBOX", images.Busybox, "WEB", images.Web, "U
 var cases = map[string]func(*testing.T, *node){}
 
 func TestKubelet(t *testing.T) {
-	i := harness.New(t, harness.Config{Registry: harness.Registry(t)})
-	n := &node{gantry: i, kubelet: startKubelet(t, i)}
-	t.Cleanup(func() { n.close(t) })
-	t.Run("pods", func(t *testing.T) {
-		for name, f := range cases {
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
-				f(t, n)
-			})
-		}
-	})
+	n := newNode(t)
+	n.runCases(t, slices.Collect(maps.Keys(cases))...)
 	n.blamesNobody(t)
 	t.Run("restarts", func(t *testing.T) { restarts(t, n) })
 	t.Run("everything is removed", n.emptied)
 	n.blamesNobody(t)
+}
+
+// What later kubelets do by default: hear of changes by events, read lists as streams, take all statistics from the CRI.
+func TestKubeletWithGates(t *testing.T) {
+	n := newNode(t, "EventedPLEG", "CRIListStreaming", "PodAndContainerStatsFromCRI")
+	n.runCases(t, "init containers and sidecars", "restart OnFailure", "liveness", "hooks", "out of memory", "stats and metrics", "manifest removed")
+	metrics, err := n.get("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^kubelet_evented_pleg_connection_success_count [1-9]`).MatchString(metrics) {
+		t.Error("the kubelet has not listened to events")
+	}
+	if log := n.gantry.LogTail(1 << 20); !strings.Contains(log, `rpc="StreamContainers"`) {
+		t.Error("the kubelet has read no list as a stream")
+	}
+	n.blamesNobody(t)
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	n.options.DiskWanted = "99.9%"
+	n.start(t)
+	t.Run("everything is removed", n.emptied)
+	n.blamesNobody(t)
+}
+
+func newNode(t *testing.T, gates ...string) *node {
+	t.Helper()
+	i := harness.New(t, harness.Config{Registry: harness.Registry(t)})
+	n := &node{gantry: i, kubelet: startKubelet(t, i, gates...)}
+	t.Cleanup(func() { n.close(t) })
+	return n
+}
+
+// runCases runs cases beside each other.
+func (n *node) runCases(t *testing.T, names ...string) {
+	t.Run("pods", func(t *testing.T) {
+		for _, name := range names {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				cases[name](t, n)
+			})
+		}
+	})
 }
 
 // emptied waits until the kubelet has removed what it made. The disk that it wants has it collect at once what else

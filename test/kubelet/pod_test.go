@@ -123,7 +123,7 @@ type pod struct {
 // for the test images and DIR for a folder of the pod's own on the host. meta, if any, is beneath "metadata:".
 func (n *node) run(t testing.TB, name, spec string, meta ...string) *pod {
 	t.Helper()
-	p := &pod{node: n, t: t, name: name, dir: filepath.Join(n.dir, "host", name)}
+	p := &pod{node: n, t: t, name: name, dir: n.folder(name)}
 	if err := os.MkdirAll(p.dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -134,6 +134,9 @@ func (n *node) run(t testing.TB, name, spec string, meta ...string) *pod {
 	t.Cleanup(p.remove)
 	return p
 }
+
+// folder is the folder of a pod's own on the host.
+func (n *node) folder(pod string) string { return filepath.Join(n.dir, "host", pod) }
 
 // write writes or replaces the manifest. The kubelet must never see half of one, so it is made elsewhere.
 func (p *pod) write(spec string, meta ...string) {

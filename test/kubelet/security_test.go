@@ -5,8 +5,10 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -17,6 +19,7 @@ func init() {
 	cases["sysctls"] = sysctls
 	cases["host namespaces"] = hostNamespaces
 	cases["shared pid namespace"] = sharedPID
+	cases["user namespace"] = userNamespace
 	cases["host ports"] = hostPorts
 }
 
@@ -147,6 +150,35 @@ terminationGracePeriodSeconds: 1
 `)
 	p.untilReady()
 	p.wantLog("b", "seen\n")
+}
+
+// userNamespace: root in the pod is nobody on the node, and its volumes' files are still root's for both.
+func userNamespace(t *testing.T, n *node) {
+	p := n.run(t, "userns", `
+hostUsers: false
+volumes: [{name: e, emptyDir: {}}, {name: d, hostPath: {path: DIR}}]
+containers:
+- name: a
+  image: BUSYBOX
+  securityContext: {procMount: Unmasked}
+  command: [sh, -c, "id -u; awk '$2 == 0 || $3 > 65536 {print \"the node\"}' /proc/self/uid_map; touch /e/f /d/f; stat -c %u /e/f /d/f /bin/busybox; grep -c ' /proc/' /proc/self/mountinfo; sleep 1000"]
+  volumeMounts: [{name: e, mountPath: /e}, {name: d, mountPath: /d}]
+- {name: b, image: BUSYBOX, command: [sleep, "1000"]}
+terminationGracePeriodSeconds: 1
+`)
+	p.untilReady()
+	p.wantLog("a", "0\n0\n0\n0\n0\n")
+	info, err := os.Stat(filepath.Join(p.dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := info.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		t.Errorf("a file that the pod's root has made in a volume belongs to %d on the node", uid)
+	}
+	a, b := p.exec("a", "cat", "/proc/self/uid_map"), p.exec("b", "cat", "/proc/self/uid_map")
+	if a != b || !strings.HasSuffix(strings.TrimSpace(a), " 65536") {
+		t.Errorf("the containers' user mappings are %q and %q", a, b)
+	}
 }
 
 func hostPorts(t *testing.T, n *node) {
