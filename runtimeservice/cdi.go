@@ -1,6 +1,8 @@
 package runtimeservice
 
 import (
+	"maps"
+
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
@@ -31,6 +33,7 @@ func (s *containers) cdiDevices(cc *runtimeapi.ContainerConfig, in *ocispec.Cont
 		}
 		in.Devices = append(in.Devices, d)
 	}
+	maps.Copy(in.DeviceSources, edits.Sources)
 	in.DeviceRules = append(in.DeviceRules, edits.Rules...)
 	in.CDI = &ocispec.CDIEdits{Env: edits.Env, Mounts: edits.Mounts, Hooks: edits.Hooks, GIDs: edits.GIDs}
 	return nil

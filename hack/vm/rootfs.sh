@@ -8,6 +8,7 @@ source hack/lib.sh
 
 readonly kernel=$1 init=$2 project=$3 out=$4
 root=$(mktemp -d)
+chmod 755 "$root" # the guest's /, which roots of user namespaces pass
 trap 'rm -rf "$root"' EXIT
 trap 'echo "rootfs.sh: line $LINENO: $BASH_COMMAND" >&2' ERR
 

@@ -2,6 +2,7 @@ package ocispec
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -74,7 +75,11 @@ func refuse(p Pod, c Container) error {
 	if c.Config.GetLinux().GetSecurityContext().GetPrivileged() && !p.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 		return fmt.Errorf("privileged: the container is, its pod is not: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := p.UserNS.has(c.User); err != nil {
+	user := c.User
+	if c.CDI != nil {
+		user.Groups = slices.Concat(user.Groups, c.CDI.GIDs)
+	}
+	if err := p.UserNS.has(user); err != nil {
 		return err
 	}
 	return nil

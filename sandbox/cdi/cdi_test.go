@@ -62,6 +62,7 @@ func TestEdits(t *testing.T) {
 			{Path: "/dev/fifo", Type: "p"}, {Path: "/dev/blk", Type: "b", Major: 7, Minor: 3},
 			{Path: "/dev/gpu0", Type: "c", Major: 1, Minor: 5, FileMode: ptr(fs.FileMode(0o600)), UID: ptr(uint32(5))},
 		},
+		Sources: map[string]string{"/dev/blk": "/dev/blk", "/dev/fifo": "/dev/fifo", "/dev/gpu0": "/dev/zero"},
 		Rules: []specs.LinuxDeviceCgroup{
 			{Allow: true, Type: "b", Major: ptr(int64(7)), Minor: ptr(int64(3)), Access: "rwm"},
 			{Allow: true, Type: "c", Major: ptr(int64(1)), Minor: ptr(int64(5)), Access: "rw"},

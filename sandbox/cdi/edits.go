@@ -16,6 +16,7 @@ import (
 type Edits struct {
 	Env     []string // NAME=value; each takes the place of an earlier one of its name
 	Devices []specs.LinuxDevice
+	Sources map[string]string // where on the host each of Devices is, by its path
 	Rules   []specs.LinuxDeviceCgroup
 	Mounts  []specs.Mount // bind mounts and others; each takes the place of one at its destination
 	Hooks   *specs.Hooks  // nil if there are none; each has an environment
@@ -68,6 +69,10 @@ func (out *Edits) add(e cdispec.ContainerEdits) error {
 			return fmt.Errorf("device node %q: %w", n.Path, err)
 		}
 		out.Devices = append(out.Devices, node)
+		if out.Sources == nil {
+			out.Sources = make(map[string]string)
+		}
+		out.Sources[n.Path] = cmp.Or(n.HostPath, n.Path)
 		if node.Type == "b" || node.Type == "c" {
 			out.Rules = append(out.Rules, specs.LinuxDeviceCgroup{
 				Allow: true, Type: node.Type, Major: &node.Major, Minor: &node.Minor, Access: cmp.Or(n.Permissions, "rwm"),

@@ -85,7 +85,7 @@ func TestMounts(t *testing.T) {
 				"touch /ro/x 2>&1; touch /ro/mounted/x && echo below": "touch: /ro/x: Read-only file system\nbelow\n",
 				"touch /rro/x 2>&1; touch /rro/mounted/y 2>&1; true":  "touch: /rro/x: Read-only file system\ntouch: /rro/mounted/y: Read-only file system\n",
 				"/a/tool; /options/tool 2>&1; true":                   "ran\nsh: /options/tool: Permission denied\n",
-				"grep ' /options ' /proc/mounts | cut -d ' ' -f 4 | tr , '\\n' | grep ^no | sort | tr '\\n' ' '": "nodev noexec nosuid ",
+				"grep ' /options ' /proc/mounts | cut -d ' ' -f 4 | tr , '\\n' | grep -x -e nodev -e noexec -e nosuid | sort | tr '\\n' ' '": "nodev noexec nosuid ",
 				"ls /twice": "h\n",
 			} {
 				resp, err := c.execSync(30, "sh", "-c", script)
