@@ -59,7 +59,7 @@ func (s *stats) selectedPods(f *runtimeapi.PodSandboxStatsFilter) ([]*pod, error
 //
 // It costs the reading of each pod's cgroup and of each running container's
 // (see meter.read), and one netlink dump for the network of all pods together
-// (see [cni.Networks.Counters]): 60 µs for a pod with one container, of which
+// (see [cni.Networks.Counters]): 70 µs for a pod with one container, of which
 // the kernel needs most for memory.stat. Nothing is waited for.
 func (s *stats) podStats(ctx context.Context, pods []*pod, containers []*container) []*runtimeapi.PodSandboxStats {
 	ids := make([]string, 0, len(pods))
