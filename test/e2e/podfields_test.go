@@ -233,7 +233,7 @@ func TestPodFields(t *testing.T) {
 			if err != nil {
 				n.t.Fatal(err)
 			}
-			if s := resp.GetContainersStatuses(); len(s) != 2 || !proto.Equal(s[0], a.status()) || !proto.Equal(s[1], b.status()) || resp.GetTimestamp() < s[1].GetStartedAt() {
+			if s := resp.GetContainersStatuses(); len(s) != 2 || !proto.Equal(s[0], b.status()) || !proto.Equal(s[1], a.status()) || resp.GetTimestamp() < s[0].GetStartedAt() {
 				n.t.Errorf("at %d: %v", resp.GetTimestamp(), s)
 			}
 			if !strings.Contains(resp.GetInfo()["info"], `"networkNamespace"`) {
