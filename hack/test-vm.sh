@@ -19,8 +19,9 @@ source hack/lib.sh
 # not; of the image service the packages that mount and unpack do. Loads are left out, too: they take long here.
 meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer)
 readonly elsewhere='ManyPods|UnderLoad|CapsOutput|Archive|Load|Prune|Preload|Pull|Mirror|Untrusted|Malformed|ImageLifecycle|ImageVerb|ConfigKey'
-# And with systemd, whose part are the cgroups:
-readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Survives|Reboot'
+# And with systemd, whose part are the cgroups. Not yet TestOOMKilled, as systemd may remove the cgroup before its count
+# is read, nor TestResources, as systemd limits the processes of a scope that asks for no limit.
+readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Update|Stats|OOMKilledUnseen|PodInitKilled|Outlive|SupervisorIs|Survives|Reboot'
 readonly specs='basic operations on|stats'
 limit=${LIMIT:-900}
 init=busybox run='' focus='' packages=()
