@@ -215,7 +215,7 @@ func openBeneath(dir, path string) (int, error) {
 	}
 	defer unix.Close(parent)
 	// O_NONBLOCK for a FIFO that somebody put there; it says nothing to a regular file.
-	return openat2(parent, name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
+	return openat2(parent, name, unix.O_WRONLY|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK|unix.O_NOCTTY, 0o640)
 }
 
 // openParent opens the directory of path beneath dir, and makes it if need be.
@@ -246,7 +246,7 @@ func openParent(dir, path string, create bool) (fd int, name string, err error) 
 				return -1, "", err
 			}
 		}
-		next, err := openat2(fd, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		next, err := openat2(fd, part, unix.O_PATH|unix.O_DIRECTORY, 0)
 		_ = unix.Close(fd)
 		if err != nil {
 			return -1, "", err
@@ -255,6 +255,7 @@ func openParent(dir, path string, create bool) (fd int, name string, err error) 
 	}
 }
 
+// openat2 follows no symbolic link, neither in name nor at its end.
 func openat2(dir int, name string, flags uint64, mode uint64) (int, error) {
 	for {
 		fd, err := unix.Openat2(dir, name, &unix.OpenHow{
