@@ -50,7 +50,7 @@ func TestUserNamespace(t *testing.T) {
 			n := newNode(t, flags...)
 			n.pullData()
 			p := n.runPod("pod", userns(100_000, 200_000), func(c *runtimeapi.PodSandboxConfig) {
-				c.Linux.Sysctls = map[string]string{"kernel.msgmax": "4096", "net.core.somaxconn": "77", "fs.mqueue.msg_max": "11"}
+				c.Linux.Sysctls = map[string]string{"kernel.msgmax": "4096", "net.ipv4.tcp_keepalive_time": "77", "fs.mqueue.msg_max": "11"}
 			})
 			vol := filepath.Join(n.LogDir, "vol")
 			if err := errors.Join(os.Mkdir(vol, 0o755), os.WriteFile(filepath.Join(vol, "f"), []byte("x"), 0o600)); err != nil {
@@ -75,7 +75,7 @@ func TestUserNamespace(t *testing.T) {
 				"hostname other 2>&1; true":                  "hostname: sethostname: Operation not permitted",
 				"touch /vol/new /dev/shm/x /y && cat /vol/f": "x",
 				"cat /image/conf/b":                          "v",
-				"cat /proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn /proc/sys/fs/mqueue/msg_max /proc/sys/net/ipv4/ip_unprivileged_port_start": "4096\n77\n11\n0",
+				"cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/tcp_keepalive_time /proc/sys/fs/mqueue/msg_max /proc/sys/net/ipv4/ip_unprivileged_port_start": "4096\n77\n11\n0",
 				"cat /proc/sys/net/ipv4/ping_group_range":           "0\t65535",
 				"echo x > /dev/stdout; echo y > /dev/stderr":        "x",
 				"head -c 3 /dev/zero-too | wc -c":                   "3",

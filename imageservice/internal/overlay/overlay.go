@@ -65,11 +65,18 @@ func (m *Mounter) mount(l Layers, target string) error {
 	attach := m.attach.Load()
 	err = m.mapped(l, target, userns, attach)
 	if !attach && errors.Is(err, unix.EINVAL) {
+		if err := l.clearWork(); err != nil {
+			return err
+		}
 		if err = m.mapped(l, target, userns, true); err == nil {
 			m.attach.Store(true)
 		}
 	}
-	if errors.Is(err, unix.EINVAL) { // 5.12 to 5.18: overlayfs takes no such layer
+	if errors.Is(err, unix.EINVAL) {
+		if err := l.clearWork(); err != nil {
+			return err
+		}
+		// 5.12 to 5.18: overlayfs takes no such layer.
 		return fmt.Errorf("%w: %w", ErrNoIDMap, err)
 	}
 	return err
@@ -111,6 +118,16 @@ func Unmount(target string) error {
 			return fmt.Errorf("unmounting %s: %w", target, err)
 		}
 	}
+}
+
+// clearWork makes the work directory fit for another try: a mount that fails
+// because of its lower layers has left the mark of a volatile one there, which
+// no later mount takes (before Linux 6.5).
+func (l Layers) clearWork() error {
+	if l.Work == "" {
+		return nil
+	}
+	return os.RemoveAll(l.Work + "/work")
 }
 
 func (l Layers) check() error {
