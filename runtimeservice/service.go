@@ -111,7 +111,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 			cfg.Handlers[i].Err = fmt.Errorf("runtimes.%s.cgroup_writable needs cgroup version 2, and this node has version 1: %w", h.Name, errdefs.ErrFailedPrecondition)
 		}
 		if cfg.Handlers[i].filter, err = ocispec.NewAnnotationFilter(h.Annotations, h.Features.UnsafeAnnotations); err != nil {
-			return nil, fmt.Errorf("annotations of runtime handler %q: %w", h.Name, err)
+			cfg.Handlers[i].Err = errors.Join(h.Err, fmt.Errorf("runtimes.%s.annotations: %w", h.Name, err))
 		}
 	}
 	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks, cdi: cdi.Open(cfg.CDISpecDirs)}

@@ -37,8 +37,8 @@ type AnnotationFilter struct {
 // NewAnnotationFilter makes a filter of a handler's allow-list: a whole key, or
 // PREFIX/* for every key that begins with PREFIX/. Nothing else is a pattern:
 // a list that matched by prefix alone let pods past it (CVE-2023-6476).
-// An entry for an annotation that is known to be unsafe is an error. unsafe is
-// what the runtime itself names so; those never pass either.
+// unsafe is what the runtime itself names so. An entry for an annotation that
+// is known to be unsafe is an error, and none passes by a prefix either.
 func NewAnnotationFilter(entries, unsafe []string) (AnnotationFilter, error) {
 	f := AnnotationFilter{unsafe: slices.Concat(unsafeAnnotations, unsafe)}
 	for _, e := range entries {
@@ -46,7 +46,7 @@ func NewAnnotationFilter(entries, unsafe []string) (AnnotationFilter, error) {
 		if !annotationEntry.MatchString(name) {
 			return f, fmt.Errorf("%q is neither an annotation's key nor PREFIX/*: correct it: %w", e, errdefs.ErrInvalidArgument)
 		}
-		if isUnsafe(unsafeAnnotations, name) {
+		if isUnsafe(f.unsafe, name) {
 			return f, fmt.Errorf("%q lets pods change how the node runs them (CVE-2024-3154): remove it: %w", e, errdefs.ErrInvalidArgument)
 		}
 		if prefix {
