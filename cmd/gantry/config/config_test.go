@@ -330,3 +330,15 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// The kubelet takes the statistics of a socket with such a path from cAdvisor, which knows nothing of us.
+func TestSocketIsNotCRIOs(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(file, nil)
+	if err != nil || c.Socket == "" || strings.HasSuffix(c.Socket, "run/crio/crio.sock") {
+		t.Errorf("socket %q, %v", c.Socket, err)
+	}
+}
