@@ -72,7 +72,7 @@ func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) 
 		}
 	} else {
 		if stdio[2] == nil { // not the runtime's own, which would be kept for its messages
-			if stdio[2], err = os.OpenFile(os.DevNull, os.O_WRONLY, 0); err != nil {
+			if stdio[2], err = s.runner.Null(); err != nil {
 				return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 			}
 			defer stdio[2].Close()
@@ -188,7 +188,7 @@ func (c *container) beginExec() (base string, err error) {
 	return filepath.Join(c.dir, fmt.Sprintf("exec-%d-%d", time.Now().UnixNano(), c.execSeq)), nil
 }
 
-// execFiles tells which of the received files is which; nil is /dev/null.
+// execFiles tells which of the received files is which; nil is a null device.
 func execFiles(req *supervisor.ExecCall, files []*os.File) (stdio [3]*os.File, err error) {
 	n := 0
 	for i, has := range []bool{req.HasStdin, req.HasStdout, req.HasStderr} {

@@ -1,6 +1,3 @@
-// Package oci runs the commands of an OCI runtime (runc, crun): each as a
-// process group of its own with a fixed environment, bounded in time by its
-// context and in output by a limit.
 package oci
 
 import (
@@ -42,6 +39,7 @@ var env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 type Runner struct {
 	reaper *reaper.Reaper
 	slots  chan struct{}
+	null   *nullDevices
 }
 
 const (
@@ -53,7 +51,7 @@ const (
 
 // NewRunner returns a Runner whose commands' exits r tells.
 func NewRunner(r *reaper.Reaper) *Runner {
-	return &Runner{reaper: r, slots: make(chan struct{}, slotsPerCPU*runtime.NumCPU())}
+	return &Runner{reaper: r, slots: make(chan struct{}, slotsPerCPU*runtime.NumCPU()), null: newNullDevices()}
 }
 
 func (r *Runner) slot(ctx context.Context) (release func(), err error) {
@@ -84,7 +82,7 @@ type Command struct {
 	Grace time.Duration
 
 	// Standard files of the runtime, which a detached container inherits; nil
-	// is /dev/null, save that a nil Stderr is kept for the error's text.
+	// is a null device, save that a nil Stderr is kept for the error's text.
 	Stdin, Stdout, Stderr *os.File
 }
 
@@ -110,7 +108,7 @@ func (r *Runner) Run(ctx context.Context, c Command) error {
 		return fmt.Errorf("waiting to run %s %s: %w", c.Path, c.Name, err)
 	}
 	defer release()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	null, err := r.Null()
 	if err != nil {
 		return fmt.Errorf("running %s: %w", c.Path, err)
 	}
