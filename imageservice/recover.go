@@ -115,6 +115,7 @@ func (s *Service) recoverContainers() error {
 	if err != nil {
 		return err
 	}
+	s.old = oldMounts(mounts)
 	for _, dir := range []string{s.path(containersDir), s.cfg.RunDir} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -133,7 +134,7 @@ func (s *Service) recoverContainers() error {
 }
 
 func (s *Service) recoverContainer(id string, mounts map[string]bool) *container {
-	c := &container{mounted: mounts[id+"/"+rootName], volumes: make(map[string]bool), measure: true}
+	c := &container{mounted: mounts[id+"/"+rootName] || len(s.old[id]) > 0, volumes: make(map[string]bool), measure: true}
 	dir := s.path(containersDir, id)
 	c.layers = s.readLayers(id, dir)
 	volumes, err := os.ReadDir(filepath.Join(dir, volumesDir))
@@ -160,6 +161,19 @@ func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
 		}
 	}
 	return layers
+}
+
+// oldMounts are the mounts of containers that Gantry made before a container's
+// mounts had a directory of their own, by container: <id>, the root, and
+// <id>+<image>, its volumes. Such containers may still run.
+func oldMounts(mounts map[string]bool) map[string][]string {
+	old := make(map[string][]string)
+	for name := range mounts {
+		if id, _, _ := strings.Cut(name, "+"); validID.MatchString(id) {
+			old[id] = append(old[id], name)
+		}
+	}
+	return old
 }
 
 // mountpoints are the paths below dir at which something is mounted.

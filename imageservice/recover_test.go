@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
+	"github.com/gantry-cri/gantry/imageservice/internal/overlay"
 )
 
 func mkdirs(t *testing.T, dirs ...string) {
@@ -107,6 +110,45 @@ func TestStaleContainer(t *testing.T) {
 	root = mount(t, s, "c1", id)
 	if _, err := os.Stat(filepath.Join(root, "old")); !os.IsNotExist(err) {
 		t.Errorf("the old boot's file: %v", err)
+	}
+}
+
+// Containers of a Gantry that mounted roots at RunDir/<id> itself are removed whole, what is in them untouched.
+func TestOldMounts(t *testing.T) {
+	needRoot(t)
+	cfg := testConfig(t)
+	var roots []string
+	for _, id := range []string{"removed", "unknown"} {
+		for _, name := range []string{id, id + "+volume"} {
+			root := filepath.Join(cfg.RunDir, name)
+			mkdirs(t, root, filepath.Join(cfg.Root, containersDir, id))
+			if err := unix.Mount("old", root, "tmpfs", 0, ""); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = overlay.Unmount(root) })
+			mkdirs(t, filepath.Join(root, "proc"))
+			roots = append(roots, root)
+		}
+	}
+	held, err := os.Open(roots[0]) // as its process does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	s := open(t, cfg)
+	if err := s.Unmount(t.Context(), "removed"); err != nil {
+		t.Error(err)
+	}
+	if _, err := held.Readdirnames(1); err != nil {
+		t.Errorf("files of the root are gone: %v", err)
+	}
+	if err := s.Retain(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	for _, root := range roots {
+		if _, err := os.Lstat(root); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", root, err)
+		}
 	}
 }
 

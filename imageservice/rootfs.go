@@ -265,6 +265,11 @@ func (s *Service) Unmount(_ context.Context, containerID string) error {
 
 // unmount removes what Mount and MountVolume make, whatever of it there is.
 func (s *Service) unmount(id string) error {
+	for _, name := range s.old[id] { // before its directory is read, which is the container's root
+		if err := drop(filepath.Join(s.cfg.RunDir, name)); err != nil {
+			return err
+		}
+	}
 	dir := filepath.Join(s.cfg.RunDir, id)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -138,7 +138,8 @@ type Service struct {
 	claims     map[digest.Digest]chan struct{} // being completed, by chainID
 	waiting    int                             // bytes of memory of both
 	containers map[string]*container
-	used       Usage // of all layers
+	old        map[string][]string // see oldMounts; written by recover alone
+	used       Usage               // of all layers
 	temps      uint64
 }
 
