@@ -51,9 +51,9 @@ func (s *node) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtim
 	}
 	for _, h := range s.cfg.Handlers {
 		features := &runtimeapi.RuntimeHandlerFeatures{
-			RecursiveReadOnlyMounts: h.Features.RecursiveReadOnly,
+			RecursiveReadOnlyMounts: h.Err == nil && h.Features.RecursiveReadOnly,
 			// The kubelet wants the owners of all volumes mapped.
-			UserNamespaces: !s.core.node.NoUserNS && h.Features.HasUserNamespaces() && h.Features.IDMappedMounts,
+			UserNamespaces: h.Err == nil && !s.core.node.NoUserNS && h.Features.HasUserNamespaces() && h.Features.IDMappedMounts,
 		}
 		if h.Name == s.cfg.DefaultHandler {
 			resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{Name: "", Features: features})

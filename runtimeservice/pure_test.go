@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 )
 
 func TestSignals(t *testing.T) {
@@ -146,6 +148,42 @@ func TestWithResources(t *testing.T) {
 	}
 	if out, _, err := withResources(&runtimeapi.ContainerConfig{}, want); err != nil || !proto.Equal(out.Linux.Resources, want) {
 		t.Errorf("without resources: %v, %v", out, err)
+	}
+}
+
+// Memory and swap are one limit to the kernel: a change of one is written with the other, as is nothing else.
+func TestWritten(t *testing.T) {
+	cc := &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{
+		CpuShares: 2, MemoryLimitInBytes: 200, MemorySwapLimitInBytes: 300,
+	}}}
+	for _, tc := range []struct {
+		change, want *runtimeapi.LinuxContainerResources
+	}{
+		{&runtimeapi.LinuxContainerResources{CpusetCpus: "0"}, &runtimeapi.LinuxContainerResources{CpusetCpus: "0"}},
+		{&runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 200}, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 200, MemorySwapLimitInBytes: 300}},
+		{&runtimeapi.LinuxContainerResources{MemorySwapLimitInBytes: 300}, &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 200, MemorySwapLimitInBytes: 300}},
+	} {
+		before := proto.CloneOf(tc.change)
+		if got := written(cc, tc.change); !proto.Equal(got, tc.want) || !proto.Equal(tc.change, before) {
+			t.Errorf("%v: got %v, want %v", before, got, tc.want)
+		}
+	}
+}
+
+// UNKNOWN would have the kubelet stop a container that is well.
+func TestNoStateIsUnknown(t *testing.T) {
+	shown := 0
+	for s := lifecycle.ContainerGone; s <= lifecycle.ContainerRemoving; s++ {
+		state, ok := shownContainer(s)
+		if ok && state == runtimeapi.ContainerState_CONTAINER_UNKNOWN {
+			t.Errorf("%v is shown as %v", s, state)
+		}
+		if ok {
+			shown++
+		}
+	}
+	if shown != 5 { // all but Gone and Creating
+		t.Errorf("%d states are shown", shown)
 	}
 }
 

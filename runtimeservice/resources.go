@@ -39,3 +39,15 @@ func withResources(cc *runtimeapi.ContainerConfig, change *runtimeapi.LinuxConta
 	}
 	return out, b, nil
 }
+
+// written is which limits of config an update has to write: those of change,
+// and memory and swap together, for the limit of swap counts both. config has
+// the change in it already.
+func written(config *runtimeapi.ContainerConfig, change *runtimeapi.LinuxContainerResources) *runtimeapi.LinuxContainerResources {
+	if change.GetMemoryLimitInBytes() == 0 && change.GetMemorySwapLimitInBytes() == 0 {
+		return change
+	}
+	out, all := proto.CloneOf(change), config.GetLinux().GetResources()
+	out.MemoryLimitInBytes, out.MemorySwapLimitInBytes = all.GetMemoryLimitInBytes(), all.GetMemorySwapLimitInBytes()
+	return out
+}

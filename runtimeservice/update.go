@@ -73,12 +73,21 @@ func (s *stats) update(ctx context.Context, c *container, change *runtimeapi.Lin
 	}
 	switch state := c.getState(); state {
 	case lifecycle.ContainerCreated:
-		if err := s.updateBundle(c, to); err != nil {
-			return err
+		enter := func(l limits) error {
+			if err := s.updateBundle(c, l); err != nil {
+				return err
+			}
+			return s.enterLimits(c, l)
 		}
-		return s.enterLimits(c, to)
+		err := enter(to)
+		if err != nil {
+			if undone := enter(from); undone != nil {
+				err = fmt.Errorf("%w (undoing: %w)", err, undone)
+			}
+		}
+		return err
 	case lifecycle.ContainerRunning:
-		only, err := ocispec.Resources(s.node, change)
+		only, err := ocispec.Resources(s.node, written(config, change))
 		if err != nil {
 			return err
 		}

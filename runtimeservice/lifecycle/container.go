@@ -4,7 +4,7 @@ package lifecycle
 type Container uint8
 
 // States of a container. The CRI sees Created and Starting as
-// CONTAINER_CREATED; Creating and Removing are not shown.
+// CONTAINER_CREATED, Exited and Removing as CONTAINER_EXITED; Creating is not shown.
 const (
 	ContainerGone Container = iota // before and after its life; never on disk
 	ContainerCreating

@@ -185,7 +185,7 @@ options = ["--no-such-option"]
 	for _, h := range st.GetRuntimeHandlers() {
 		got[h.GetName()] = h.GetFeatures().GetRecursiveReadOnlyMounts()
 	}
-	if len(got) != 7 || !got[""] || !got["runc"] || !got["second"] || got["gone"] || got["wrong"] {
+	if len(got) != 7 || !got[""] || !got["runc"] || !got["second"] || got["gone"] || got["wrong"] || got["rootless"] {
 		t.Errorf("runtime_handlers %v", st.GetRuntimeHandlers())
 	}
 	var verbose struct {

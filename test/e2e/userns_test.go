@@ -313,12 +313,14 @@ func TestUserNamespaceFeatures(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			able := map[string]bool{}
 			for _, h := range resp.GetRuntimeHandlers() {
-				if f := h.GetFeatures(); (h.GetName() == "" || h.GetName() == name) && (!f.GetUserNamespaces() || !f.GetRecursiveReadOnlyMounts()) {
-					t.Errorf("handler %q: %v", h.GetName(), f)
-				}
+				able[h.GetName()] = h.GetFeatures().GetUserNamespaces() && h.GetFeatures().GetRecursiveReadOnlyMounts()
 			}
-			if f := resp.GetFeatures(); !f.GetUserNamespacesHostNetwork() || !f.GetMountOptions() {
+			if !able[""] || !able[name] {
+				t.Errorf("handlers: %v", resp.GetRuntimeHandlers())
+			}
+			if f := resp.GetFeatures(); !f.GetUserNamespacesHostNetwork() || !f.GetMountOptions() || !f.GetSupplementalGroupsPolicy() {
 				t.Errorf("features: %v", f)
 			}
 		})
