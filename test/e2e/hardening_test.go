@@ -113,7 +113,8 @@ func homeWithLines(p *pod) {
 // threeDescriptors: neither the first process nor an exec'd one has a descriptor of the runtime's or the daemon's.
 func threeDescriptors(p *pod) {
 	c := p.run("c", "exec sleep 4321")
-	if got := c.exec("sh", "-c", "ls /proc/1/fd /proc/$$/fd | tr '\n' ' '"); !regexp.MustCompile(`^/proc/\d+/fd: 0 1 2  ?/proc/\d+/fd: 0 1 2 $`).MatchString(strings.ReplaceAll(got, "10 ", "")) {
+	// Without a pipe, which would be the shell's for a moment.
+	if got := strings.Join(strings.Fields(c.exec("sh", "-c", "ls /proc/1/fd /proc/$$/fd; true")), " "); !regexp.MustCompile(`^/proc/\d+/fd: 0 1 2 /proc/\d+/fd: 0 1 2$`).MatchString(got) {
 		p.t.Errorf("descriptors %q", got)
 	}
 }
