@@ -106,7 +106,7 @@ func (s *stats) updateBundle(c *container, to limits) error {
 	r := *to.all
 	r.Devices = spec.Linux.Resources.Devices
 	spec.Linux.Resources, spec.Process.OOMScoreAdj = &r, &to.oomScore
-	ocispec.SetSystemdSwap(s.node, spec)
+	ocispec.SetUnitProperties(s.node, spec)
 	return s.host.WriteBundle(c.id, spec)
 }
 
@@ -124,7 +124,7 @@ const undoTimeout = 30 * time.Second
 // updateRunning changes the cgroup's files, by only, and then what else has the
 // limits: the processes' oom_score_adj, systemd's unit, the record. When one
 // fails, all get the old limits back. Swap that is taken away altogether is the
-// one limit that systemd does not hear of (see ocispec.SetSystemdSwap): until a
+// one limit that systemd does not hear of (see ocispec.SetUnitProperties): until a
 // daemon-reload it holds. What is exec'd later has the oom_score_adj
 // of the start, for the OCI runtimes take it from there.
 func (s *stats) updateRunning(ctx context.Context, c *container, from, to limits, only *specs.LinuxResources) (err error) {

@@ -103,10 +103,10 @@ func (f AnnotationFilter) apply(pod, container map[string]string) (map[string]st
 	return out, nil
 }
 
-// allows is whether all keys pass.
-func (f AnnotationFilter) allows(annotations map[string]string) bool {
+// allowsAnnotations is whether all keys pass, or are ours.
+func (n Node) allowsAnnotations(annotations map[string]string) bool {
 	for key := range annotations {
-		if !f.passes(key) {
+		if !n.Annotations.passes(key) && !unitProperty(n, key) {
 			return false
 		}
 	}

@@ -60,7 +60,7 @@ func Build(n Node, p Pod, c Container) (*specs.Spec, []string, error) {
 	if spec.Annotations, err = n.Annotations.apply(p.Config.GetAnnotations(), c.Config.GetAnnotations()); err != nil {
 		return nil, nil, err
 	}
-	SetSystemdSwap(n, spec)
+	SetUnitProperties(n, spec)
 	if err := applyCDI(spec, c); err != nil {
 		return nil, nil, err
 	}

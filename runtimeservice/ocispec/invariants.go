@@ -78,7 +78,7 @@ func checkIsolation(n Node, s *specs.Spec) error {
 		return fmt.Errorf("root file system %q", s.Root.Path)
 	case len(s.Linux.Sysctl) > 0:
 		return errors.New("sysctls")
-	case !n.Annotations.allows(s.Annotations):
+	case !n.allowsAnnotations(s.Annotations):
 		return errors.New("annotations that the handler does not allow")
 	case s.Hostname != "" || s.Domainname != "":
 		return errors.New("a host name, which is the pod's")

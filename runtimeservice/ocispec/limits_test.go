@@ -133,29 +133,6 @@ func TestResources(t *testing.T) {
 	}
 }
 
-func TestSetSystemdSwap(t *testing.T) {
-	for _, tc := range []struct {
-		systemd, cgroup2 bool
-		limit, swap      int64
-		want             string
-	}{
-		{true, true, 1 << 20, 1 << 20, "uint64 0"}, {true, true, 1 << 20, 2 << 20, ""}, {true, true, -1, -1, ""}, {true, true, 1 << 20, -1, ""},
-		{false, true, 1 << 20, 1 << 20, ""}, {true, false, 1 << 20, 1 << 20, ""},
-	} {
-		spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &tc.limit, Swap: &tc.swap}}}}
-		n := testNode()
-		n.Systemd, n.Cgroup2 = tc.systemd, tc.cgroup2
-		SetSystemdSwap(n, spec)
-		if got := spec.Annotations[swapProperty]; got != tc.want {
-			t.Errorf("%+v: %q", tc, got)
-		}
-		spec.Linux.Resources.Memory = nil
-		if SetSystemdSwap(n, spec); len(spec.Annotations) != 0 {
-			t.Errorf("%+v without limits: %v", tc, spec.Annotations)
-		}
-	}
-}
-
 func FuzzUnified(f *testing.F) {
 	for _, s := range []string{"memory.max", "../memory.max", "cgroup.procs", "hugetlb.2MB.max", "a.b\n"} {
 		f.Add(s, "1")

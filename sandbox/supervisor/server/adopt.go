@@ -286,7 +286,8 @@ func (c *container) killBrokenExecs(files []string) {
 		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(file, ".json"), ".pid"), ".log")
 		if pid, err := readPIDFile(base + ".pid"); err == nil {
 			for _, p := range cgroupPIDs(head(c.rec.Request.CgroupProcs, 1)) {
-				if stat, err := readStat(p); err == nil && p == pid && stat.session == pid {
+				// One that the number has passed to since is most likely in the container's session.
+				if _, ok := c.execSession(p); p == pid && ok {
 					c.killExec(pid)
 					break
 				}

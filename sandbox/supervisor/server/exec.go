@@ -154,20 +154,27 @@ func (e *execution) killLeft() {
 	}
 }
 
-// killExec kills an exec'd process and all of its session. runc makes the
-// process the leader of one; crun leaves it in that of a process of its own,
-// which has ended. The session of the container, or ours, it is never.
+// killExec kills an exec'd process and all of its session.
 func (c *container) killExec(pid int) {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
+	leader, ok := c.execSession(pid)
+	if !ok {
+		leader = pid
+	}
+	killSession(ctx, leader, c.rec.Request.CgroupProcs)
+}
+
+// execSession is the session of an exec'd process. runc makes the process the
+// leader of one; crun leaves it in that of a process of its own, which has
+// ended. The session of the container, or ours, it is never.
+func (c *container) execSession(pid int) (leader int, ok bool) {
 	c.mu.Lock()
 	first := c.rec.PID
 	c.mu.Unlock()
-	leader := pid
-	if s, err := readStat(pid); err == nil && s.session > 0 && !inSession(first, s.session) && !inSession(os.Getpid(), s.session) {
-		leader = s.session
-	}
-	killSession(ctx, leader, c.rec.Request.CgroupProcs)
+	s, err := readStat(pid)
+	ok = err == nil && s.session > 0 && !inSession(first, s.session) && !inSession(os.Getpid(), s.session)
+	return s.session, ok
 }
 
 func inSession(pid, session int) bool {

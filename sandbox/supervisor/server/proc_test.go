@@ -29,29 +29,6 @@ func FuzzParseStat(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) { _, _ = parseStat(data) })
 }
 
-func TestOOMKills(t *testing.T) {
-	dir := t.TempDir()
-	for _, tt := range []struct {
-		text string
-		want uint64
-	}{
-		{"oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", 3}, // v1
-		{"low 0\nhigh 0\nmax 9\noom 4\noom_kill 2\noom_group_kill 0\n", 2},
-		{"", 0}, {"oom_kill x\n", 0},
-	} {
-		path := filepath.Join(dir, "f")
-		if err := os.WriteFile(path, []byte(tt.text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if got := oomKills(path); got != tt.want {
-			t.Errorf("%q: %d", tt.text, got)
-		}
-	}
-	if oomKills("") != 0 || oomKills(filepath.Join(dir, "none")) != 0 {
-		t.Error("no file is not 0")
-	}
-}
-
 func TestCheckID(t *testing.T) {
 	for id, ok := range map[string]bool{"a": true, "A-b_c.9": true, "": false, ".": false, "..": false, ".a": false, "a/b": false, "a\n": false, string(make([]byte, 129)): false} {
 		if (checkID(id) == nil) != ok {

@@ -34,6 +34,8 @@ type record struct {
 	PID       int                   `json:"pid"`
 	StartTime uint64                `json:"startTime"` // of PID, in ticks since boot; tells it from a later one of that number
 	OOMKills  uint64                `json:"oomKills"`  // in the cgroup before the start
+	// OOMKillsAbove is the same of the cgroup above; nil where that is of no use, see oomFileAbove.
+	OOMKillsAbove *uint64 `json:"oomKillsAbove,omitempty"`
 }
 
 // writeFile replaces dir/name in one step. It is not synced: what is here is

@@ -82,7 +82,8 @@ func (c *container) start(ctx context.Context, req supervisor.RunRequest) error 
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	c.mu.Lock()
-	c.rec = record{Version: recordVersion, BootID: c.srv.bootID, Request: req, OOMKills: oomKills(req.OOMFile)}
+	c.rec = record{Version: recordVersion, BootID: c.srv.bootID, Request: req}
+	c.rec.countOOMKills()
 	c.mu.Unlock()
 	if err := writeFile(c.dir, recordFile, c.rec); err != nil {
 		return err
