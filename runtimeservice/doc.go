@@ -13,8 +13,8 @@
 //
 // Each object has an operation lock (op), taken with the caller's context and
 // held by RunPodSandbox, StopPodSandbox, RemovePodSandbox, CreateContainer (its
-// pod's too), StartContainer, RemoveContainer and UpdateContainerResources for
-// their whole time. It is the
+// pod's too), StartContainer, RemoveContainer, UpdateContainerResources and
+// CheckpointContainer for their whole time. It is the
 // only lock held while something slow happens, and slows nothing but its own
 // object. StopContainer does not take it: it sends signals and waits.
 //

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -257,6 +258,8 @@ func (c *core) sweep(ctx context.Context) error {
 	}
 	isPod := func(id string) bool { _, err := c.index.pod(id); return err == nil }
 	return errors.Join(
+		os.RemoveAll(c.checkpointsDir()),
+		os.Mkdir(c.checkpointsDir(), 0o700),
 		c.host.Sweep(ctx, isPod, func(id string) bool {
 			_, err := c.index.container(id)
 			return err == nil || isPod(id) // the init of a pod with a shared PID namespace

@@ -114,6 +114,12 @@ func (h *Host) UpdateContainer(ctx context.Context, id string, resources *specs.
 	return h.sup.Update(ctx, id, data)
 }
 
+// CheckpointContainer has the OCI runtime dump the container, which runs on;
+// the two folders and errors are as [supervisor.Client.Checkpoint]'s.
+func (h *Host) CheckpointContainer(ctx context.Context, id, images, work string) error {
+	return h.sup.Checkpoint(ctx, id, images, work)
+}
+
 // Signal sends sig to the container's first process. A container that has
 // ended, or that the supervisor does not know, is errdefs.ErrNotFound.
 func (h *Host) Signal(ctx context.Context, id string, sig syscall.Signal) error {

@@ -101,6 +101,12 @@ type (
 		ID        string          `json:"id"`
 		Resources json.RawMessage `json:"resources"` // OCI specs.LinuxResources
 	}
+	// CheckpointRequest is the body of "checkpoint".
+	CheckpointRequest struct {
+		ID     string `json:"id"`
+		Images string `json:"images"` // folders, absolute paths
+		Work   string `json:"work"`
+	}
 	// ExecCall is the body of "exec": which of the three files come with it.
 	ExecCall struct {
 		ExecRequest

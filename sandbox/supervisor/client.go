@@ -91,6 +91,16 @@ func (c *Client) Update(ctx context.Context, id string, resources json.RawMessag
 	return c.call(ctx, "update", UpdateRequest{ID: id, Resources: resources}, nil)
 }
 
+// Checkpoint has the OCI runtime dump a running container, which runs on, with
+// CRIU's images in one folder and its dump.log and stats-dump in another, both
+// made by the caller. When ctx ends first the caller must remove the folders:
+// that ends a dump under way. errdefs.ErrNotFound: unknown container;
+// errdefs.ErrFailedPrecondition: it does not run, or the OCI runtime or CRIU
+// cannot; errdefs.ErrNotImplemented: the supervisor that runs is an older one.
+func (c *Client) Checkpoint(ctx context.Context, id, images, work string) error {
+	return c.call(ctx, "checkpoint", CheckpointRequest{ID: id, Images: images, Work: work}, nil)
+}
+
 // ReopenLog lets the container's log go on in a new file at its path. On an
 // error the log goes on in the old one and no file has been made.
 // errdefs.ErrNotFound: unknown container.

@@ -26,7 +26,26 @@ const (
 // Nobody writes to root meanwhile. What it holds is some image's, though, so it
 // is only reached through root, following no link.
 func Layer(ctx context.Context, w io.Writer, root *os.File, listed bool) error {
-	l := &layerWriter{ctx: ctx, tw: tar.NewWriter(w), root: int(root.Fd()), links: make(map[inode]string), buf: make([]byte, bufferSize)}
+	return newLayerWriter(ctx, w, root).all(listed)
+}
+
+// Changes writes, as a tar, what a container has written, which lies in
+// overlayfs' form beneath the directory root, and returns the paths of what it
+// has deleted. The container may go on writing: what vanishes meanwhile is left
+// out, as are sockets, which a tar cannot have. A directory that it has put in
+// the place of one of the image has the entry .wh..wh..opq, as in a layer.
+func Changes(ctx context.Context, w io.Writer, root *os.File) (deleted []string, err error) {
+	l := newLayerWriter(ctx, w, root)
+	l.live = true
+	err = l.all(false)
+	return l.deleted, err
+}
+
+func newLayerWriter(ctx context.Context, w io.Writer, root *os.File) *layerWriter {
+	return &layerWriter{ctx: ctx, tw: tar.NewWriter(w), root: int(root.Fd()), links: make(map[inode]string), buf: make([]byte, bufferSize)}
+}
+
+func (l *layerWriter) all(listed bool) error {
 	if err := l.directory(".", listed); err != nil {
 		return err
 	}
@@ -49,6 +68,9 @@ type layerWriter struct {
 	links   map[inode]string // first name of files that have several
 	pending []string         // names to be written, the next one last
 	buf     []byte
+
+	live    bool     // somebody writes to root meanwhile
+	deleted []string // if live, instead of whiteouts
 }
 
 // open opens a name beneath the root, whose directories are no links.
@@ -68,8 +90,13 @@ func (l *layerWriter) entry(name string) error {
 	if err := context.Cause(l.ctx); err != nil {
 		return err
 	}
+	f, err := l.open(name, unix.O_PATH)
+	if err != nil {
+		return l.vanished(err)
+	}
+	defer f.Close()
 	var st unix.Stat_t
-	if err := unix.Fstatat(l.root, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return &os.PathError{Op: "stat", Path: name, Err: err}
 	}
 	hdr := header(name, &st)
@@ -77,6 +104,10 @@ func (l *layerWriter) entry(name string) error {
 	case unix.S_IFDIR:
 		return l.directory(name, true)
 	case unix.S_IFCHR:
+		if st.Rdev == 0 && l.live {
+			l.deleted = append(l.deleted, "/"+name)
+			return nil
+		}
 		if st.Rdev == 0 {
 			return l.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), whiteout+path.Base(name)), ModTime: time.Unix(0, 0)})
 		}
@@ -86,6 +117,11 @@ func (l *layerWriter) entry(name string) error {
 	case unix.S_IFIFO:
 		hdr.Typeflag = tar.TypeFifo
 	case unix.S_IFLNK, unix.S_IFREG:
+	case unix.S_IFSOCK:
+		if l.live {
+			return nil
+		}
+		fallthrough
 	default:
 		return fmt.Errorf("%q in the layer is of a kind (mode %o) that no image has", name, st.Mode)
 	}
@@ -98,12 +134,20 @@ func (l *layerWriter) entry(name string) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		return l.symlink(hdr)
+		return l.symlink(hdr, f)
 	case unix.S_IFREG:
 		return l.file(hdr)
 	}
 	hdr.Devmajor, hdr.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
 	return l.tw.WriteHeader(hdr)
+}
+
+// vanished is the error of opening something, nil if somebody may have taken it away.
+func (l *layerWriter) vanished(err error) error {
+	if l.live && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP)) {
+		return nil
+	}
+	return err
 }
 
 // header has what all kinds of files have.
@@ -114,8 +158,8 @@ func header(name string, st *unix.Stat_t) *tar.Header {
 	}
 }
 
-func (l *layerWriter) symlink(hdr *tar.Header) error {
-	n, err := unix.Readlinkat(l.root, hdr.Name, l.buf)
+func (l *layerWriter) symlink(hdr *tar.Header, f *os.File) error {
+	n, err := unix.Readlinkat(int(f.Fd()), "", l.buf)
 	if err != nil {
 		return &os.PathError{Op: "readlink", Path: hdr.Name, Err: err}
 	}
@@ -126,12 +170,15 @@ func (l *layerWriter) symlink(hdr *tar.Header) error {
 func (l *layerWriter) file(hdr *tar.Header) error {
 	f, err := l.open(hdr.Name, unix.O_RDONLY|unix.O_NONBLOCK)
 	if err != nil {
-		return err
+		return l.vanished(err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if !info.Mode().IsRegular() {
+		return l.vanished(&os.PathError{Op: "open", Path: hdr.Name, Err: unix.ENOENT})
 	}
 	hdr.Typeflag, hdr.Size = tar.TypeReg, info.Size()
 	if hdr.PAXRecords, _, err = l.xattrs(f); err != nil {
@@ -145,6 +192,11 @@ func (l *layerWriter) file(hdr *tar.Header) error {
 			return err
 		}
 		n, err := io.ReadFull(f, l.buf[:min(left, int64(len(l.buf)))])
+		if l.live && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)) { // it has become shorter
+			all := int(min(left, int64(len(l.buf))))
+			clear(l.buf[n:all])
+			n, err = all, nil
+		}
 		if err != nil {
 			return fmt.Errorf("reading %q: %w", hdr.Name, unexpected(err))
 		}
@@ -160,7 +212,7 @@ func (l *layerWriter) file(hdr *tar.Header) error {
 func (l *layerWriter) directory(name string, listed bool) error {
 	f, err := l.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return err
+		return l.vanished(err)
 	}
 	defer f.Close()
 	var st unix.Stat_t

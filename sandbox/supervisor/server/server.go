@@ -334,6 +334,12 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 			return nil, err
 		}
 		return done, s.update(ctx, r)
+	case "checkpoint":
+		var r supervisor.CheckpointRequest
+		if err := decode(&r); err != nil {
+			return nil, err
+		}
+		return done, s.checkpoint(ctx, r)
 	case "reopenLog":
 		var r supervisor.IDRequest
 		if err := decode(&r); err != nil {

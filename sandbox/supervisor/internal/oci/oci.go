@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -73,6 +74,7 @@ type Command struct {
 	Path, Root    string
 	Options       []string // further global options
 	SystemdCgroup bool
+	Env           []string // beside the fixed one
 	Name          string
 	Args          []string
 	LogFile       string // --log; made by the runtime, removed afterwards
@@ -152,7 +154,7 @@ func (r *Runner) run(ctx context.Context, c Command, stdio []*os.File) (reaper.E
 	}
 	pid, done, err := r.reaper.Start(c.Path, c.argv(), &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   env,
+		Env:   slices.Concat(env, c.Env),
 		Files: fds,
 		// No Pdeathsig: killed in the middle a command leaves what nobody knows
 		// of. The next supervisor waits for it instead.
