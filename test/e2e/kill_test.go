@@ -81,6 +81,9 @@ func (n *node) live(name string) error {
 			if serr == nil && resp.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING {
 				return nil // it was, before the answer was lost
 			}
+			if st := resp.GetStatus(); err != nil && st.GetState() == runtimeapi.ContainerState_CONTAINER_EXITED {
+				err = fmt.Errorf("%w; it has ended: %s, %d, %s", err, st.GetReason(), st.GetExitCode(), st.GetMessage())
+			}
 			return err
 		}},
 		{"only one pod of this name", func(ctx context.Context) error {

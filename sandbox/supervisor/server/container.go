@@ -43,6 +43,7 @@ type container struct {
 
 	mu      sync.Mutex
 	state   state
+	pending bool // its caller has not confirmed yet that it knows of it
 	rec     record
 	pidfd   int              // -1 when its process is gone
 	early   *supervisor.Exit // came while starting
@@ -137,7 +138,10 @@ func (c *container) forget() {
 	}
 }
 
-func (s *Server) list() supervisor.ListAnswer {
+// list waits for those whose caller has yet to confirm them: they are kept or
+// undone next, and a daemon that asks after a crash must not take one for
+// running that is being undone for the daemon before it.
+func (s *Server) list(ctx context.Context) (supervisor.ListAnswer, error) {
 	s.mu.Lock()
 	all := make([]*container, 0, len(s.containers))
 	for _, c := range s.containers {
@@ -147,13 +151,21 @@ func (s *Server) list() supervisor.ListAnswer {
 	a := supervisor.ListAnswer{Containers: make([]supervisor.State, 0, len(all))}
 	for _, c := range all {
 		c.mu.Lock()
+		if c.pending && c.state != starting {
+			c.mu.Unlock()
+			if err := c.lock(ctx); err != nil {
+				return a, err
+			}
+			c.unlock()
+			c.mu.Lock()
+		}
 		if c.state == running || c.state == exited {
 			a.Containers = append(a.Containers, supervisor.State{ID: c.id, PID: c.rec.PID, Runtime: c.rec.Request.Runtime, Exit: c.exit})
 		}
 		c.mu.Unlock()
 	}
 	slices.SortFunc(a.Containers, func(x, y supervisor.State) int { return strings.Compare(x.ID, y.ID) })
-	return a
+	return a, nil
 }
 
 // watch sends every exit once, the recorded ones first. It keeps no queue: an

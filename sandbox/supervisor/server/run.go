@@ -37,6 +37,7 @@ func (s *Server) run(ctx context.Context, req supervisor.RunRequest, call *call)
 		return err
 	}
 	defer c.unlock()
+	c.setPending(true)
 	err = c.start(ctx, req)
 	if err == nil {
 		c.mu.Lock()
@@ -44,6 +45,7 @@ func (s *Server) run(ctx context.Context, req supervisor.RunRequest, call *call)
 		c.mu.Unlock()
 		if err = call.answer(supervisor.RunAnswer{PID: pid}); err == nil {
 			if err = call.awaitCommit(ctx); err == nil {
+				c.setPending(false)
 				return nil
 			}
 		}
@@ -53,6 +55,12 @@ func (s *Server) run(ctx context.Context, req supervisor.RunRequest, call *call)
 		err = fmt.Errorf("%w; undoing it: %w", err, uerr)
 	}
 	return err
+}
+
+func (c *container) setPending(pending bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pending = pending
 }
 
 // awaitCommit waits for the client's word that it has the answer.

@@ -347,7 +347,7 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 		}
 		return done, s.reopenLog(r.ID)
 	case "list":
-		return s.list(), nil
+		return s.list(ctx)
 	case "watch":
 		return nil, s.watch(ctx, c)
 	}
