@@ -15,14 +15,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source hack/lib.sh
 
-# What runs when nothing is named: the tests that need a kernel. Those of images' ways from registries and archives do
-# not; of the image service the packages that mount and unpack do. Loads are left out, too: they take long here.
+# What runs when nothing is named: what the kernel, its cgroups or AppArmor can make come out otherwise than on the
+# host. The ways of images, records, events and logs are the same here, and loads take long.
 meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer)
-readonly elsewhere='ManyPods|UnderLoad|CapsOutput|Archive|Load|Prune|Preload|Pull|Mirror|Untrusted|Malformed|ImageLifecycle|ImageVerb|ConfigKey'
-# And with systemd, whose part are the cgroups. Not yet TestOOMKilled, as systemd may remove the cgroup before its count
-# is read, nor TestResources, as systemd limits the processes of a scope that asks for no limit.
-readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Update|Stats|OOMKilledUnseen|PodInitKilled|Outlive|SupervisorIs|Survives|Reboot'
-readonly specs='basic operations on|stats'
+readonly kernels='AppArmor|Capabilit|Confinement|Attacks|Cgroup|CDI$|ContainerFields|ContainerLifecycle|Stats|Device|ExecSync($|Timeout)|ExitCodes|HostN|ImageVolume$|Killed(Mount|While)|Seccomp|Metrics$|Mount|OOM|Pod(Fields|Init|Lifecycle)|PortMapping|Privileged|Process|Reboot|Resources|Security|UserNamespace|PIDNamespace|Outlive|Supervisor|Sysctls|Update'
+readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
+readonly specs='Security Context|AppArmor|propagation|basic operations on|stats'
+# And with systemd, whose part are the cgroups.
+readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
+readonly cgroup_specs='basic operations on|stats'
 limit=${LIMIT:-900}
 init=busybox run='' focus='' packages=()
 while (($#)); do
@@ -64,9 +65,14 @@ script() {
 	local p only e2e='' others='' driver=cgroupfs
 	[[ $init != systemd ]] || driver=systemd
 	for p in "${packages[@]}"; do
-		[[ $p == test/critest ]] && only=TestCRIConformance || only=$run
+		case $p in
+		test/critest) only=TestCRIConformance ;;
+		test/e2e) only=${run:-$e2e_run} ;;
+		imageservice/internal/layer) only=${run:-$layers_run} ;;
+		*) only=$run ;;
+		esac
 		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun GANTRY_TEST_CGROUP_DRIVER="$driver" \
-			"./${p##*/}.test" -test.v -test.timeout=14m -test.run="$only" -test.skip="$skip")
+			"./${p##*/}.test" -test.v -test.timeout=14m -test.run="$only")
 		if [[ $p == 'suite test/e2e '* ]]; then e2e=$p; else others+=$p$'\n'; fi
 	done
 	[[ -z $e2e ]] || echo "$e2e &"
@@ -100,12 +106,14 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-named=${#packages[@]} skip=''
-((named)) || packages=("${meant[@]}")
-if [[ $init == systemd ]] && ((!named)); then
-	packages=(test/e2e test/critest) run=${run:-$cgroups} focus=${focus:-$specs}
+e2e_run='' layers_run=''
+if ((!${#packages[@]})); then
+	if [[ $init == systemd ]]; then
+		packages=(test/e2e test/critest) e2e_run=$cgroups focus=${focus:-$cgroup_specs}
+	else
+		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers focus=${focus:-$specs}
+	fi
 fi
-[[ -n $run ]] || skip=$elsewhere
 export CGO_ENABLED=0
 project
 hack/vm/rootfs.sh "$kernel" "$init" "$tmp/gantry" "$tmp/initrd"
