@@ -67,7 +67,13 @@ func inContainer(err error, name string) error {
 
 // newContainer is a container in the state Creating that nobody knows yet.
 func (s *containers) newContainer(ctx context.Context, p *pod, cc *runtimeapi.ContainerConfig) (*container, error) {
+	if err := refuseArchive(cc.GetImage().GetImage()); err != nil {
+		return nil, err
+	}
 	img, err := s.images.Resolve(ctx, cc.GetImage().GetImage())
+	if err == nil {
+		err = s.refuseCheckpoint(img)
+	}
 	if errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("image %q is not on this node, pull it first: %w", cc.GetImage().GetImage(), errdefs.ErrFailedPrecondition)
 	}

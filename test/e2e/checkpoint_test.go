@@ -83,6 +83,9 @@ func TestCheckpointContainer(t *testing.T) {
 	}
 	c.wantNothingLeft(dir)
 
+	_, err := p.tryCreate(p.containerConfig("restored", forever, func(c *runtimeapi.ContainerConfig) { c.Image.Image = location }))
+	wantError(t, err, codes.InvalidArgument, "restoring")
+
 	if !canCheckpoint() {
 		t.Log("there is no CRIU that works on this machine: only the refusal is tested")
 		wantError(t, c.checkpoint(location, 0), codes.FailedPrecondition, "checkpoint")
