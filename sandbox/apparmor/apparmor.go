@@ -77,7 +77,7 @@ func parse(ctx context.Context, policy, what string) error {
 	var out message
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("loading the AppArmor profile %s: %s: %w: %s", DefaultProfile, cmd, err, bytes.TrimSpace(out.Bytes()))
+		return fmt.Errorf("loading the AppArmor profile %s: %s: %w: %s", DefaultProfile, cmd, err, bytes.TrimSpace(out.b.Bytes()))
 	}
 	return nil
 }
@@ -93,10 +93,12 @@ func parser() (string, error) {
 }
 
 // message keeps the beginning of what is written to it.
-type message struct{ bytes.Buffer }
+type message struct {
+	b bytes.Buffer // not embedded: io.Copy would find its ReadFrom, which has no limit
+}
 
 func (m *message) Write(p []byte) (int, error) {
-	m.Buffer.Write(p[:min(len(p), max(0, maxMessage-m.Len()))])
+	m.b.Write(p[:min(len(p), maxMessage-m.b.Len())])
 	return len(p), nil
 }
 
