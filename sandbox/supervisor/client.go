@@ -191,6 +191,22 @@ func (c *Client) call(ctx context.Context, op string, body, answer any) error {
 	})
 }
 
+// lacks says what a call needs that a supervisor of this version does not have.
+func lacks(version int, op string, body any) string {
+	run, _ := body.(RunRequest)
+	switch {
+	case version >= wire.VersionOptions:
+		return ""
+	case run.StdioUID != 0:
+		return "user namespaces"
+	case len(run.Runtime.Options) > 0:
+		return fmt.Sprintf("options (%q) of an OCI runtime", run.Runtime.Options[0])
+	case op == "update":
+		return "updates"
+	}
+	return ""
+}
+
 // stream makes a call and gives each answer to next until that wants no more.
 func (c *Client) stream(ctx context.Context, op string, body any, files []*os.File,
 	next func(json.RawMessage, []*os.File) (more bool, err error),
@@ -204,13 +220,8 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
 	defer c.forget(conn)
-	run, _ := body.(RunRequest)
-	if run.StdioUID != 0 && version < wire.VersionOptions {
-		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no user namespaces; stop all containers and the supervisor: %w", op, errdefs.ErrFailedPrecondition)
-	}
-	if len(run.Runtime.Options) > 0 && version < wire.VersionOptions {
-		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no options (%q) of an OCI runtime; remove them, or stop all containers and the supervisor: %w",
-			op, run.Runtime.Options[0], errdefs.ErrFailedPrecondition)
+	if what := lacks(version, op, body); what != "" {
+		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no %s; stop all containers and the supervisor: %w", op, what, errdefs.ErrFailedPrecondition)
 	}
 	hangUp := func() { _ = conn.Close() }
 	if op == "exec" { // which answers when all is killed

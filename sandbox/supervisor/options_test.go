@@ -85,6 +85,13 @@ func TestOlderSupervisor(t *testing.T) {
 	if _, err := client.Run(t.Context(), run); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), `"--debug"`) {
 		t.Errorf("run with options: %v", err)
 	}
+	run.Runtime.Options, run.StdioUID = nil, 100_000
+	if _, err := client.Run(t.Context(), run); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "user namespaces") {
+		t.Errorf("run in a user namespace: %v", err)
+	}
+	if err := client.Update(t.Context(), "c", []byte("{}")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "updates") {
+		t.Errorf("update: %v", err)
+	}
 	_ = client.Close()
 	for _, op := range []string{"ping", "run"} {
 		if r := <-requests; r.Op != op || r.Version != 1 || strings.Contains(string(r.Body), "options") {

@@ -16,7 +16,7 @@ import (
 const (
 	// Version is the protocol that this build speaks; MinVersion is the oldest it still understands.
 	Version, MinVersion = 2, 1
-	// VersionOptions is the first with options of an OCI runtime and owners of stdio.
+	// VersionOptions is the first with options of an OCI runtime, owners of stdio, and updates.
 	VersionOptions = 2
 	// MaxFrame bounds a message, in bytes.
 	MaxFrame = 1 << 20
