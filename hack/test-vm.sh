@@ -2,9 +2,11 @@
 # Runs the tests that need a kernel in a virtual machine of qemu: Debian's kernel 6.1, cgroup v2 only, AppArmor. No KVM
 # is needed. As root; installs what is missing. Usage:
 #
-#   hack/test-vm.sh [systemd] [-run REGEXP] [-focus REGEXP] [PACKAGE...]
+#   hack/test-vm.sh [systemd|selinux] [-run REGEXP] [-focus REGEXP] [PACKAGE...]
 #
 #   systemd        systemd is the guest's init, and makes the cgroups (a choice of the tests, if none are named)
+#   selinux        the kernel runs SELinux, permissive, with a policy that has container types (the SELinux tests, if
+#                  none are named)
 #   -run REGEXP    only these tests (as go test's -run)
 #   -focus REGEXP  only these specs of critest (as critest's -ginkgo.focus)
 #   PACKAGE        folders, such as test/e2e sandbox/supervisor; without any all that are meant for this machine
@@ -28,7 +30,7 @@ limit=${LIMIT:-900}
 init=busybox run='' focus='' packages=()
 while (($#)); do
 	case $1 in
-	systemd) init=systemd ;;
+	systemd | selinux) init=$1 ;;
 	-run) run=$2 && shift ;;
 	-focus) focus=$2 && shift ;;
 	-*) die "$1: see the head of this script" ;;
@@ -84,13 +86,14 @@ script() {
 # boot runs the guest, without KVM, which machines that run tests seldom have: several times slower than the host. Its
 # processor has no "fast" string instructions, which qemu does byte by byte.
 boot() {
-	local code
+	local code append=''
+	[[ $init != selinux ]] || append=' security=selinux selinux=1 enforcing=0'
 	truncate -s 6G "$tmp/scratch"
 	mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard "$tmp/scratch"
 	truncate -s 256M "$tmp/out"
 	timeout "$limit" qemu-system-x86_64 -M pc -accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off" \
 		-smp 2 -m 4096 -kernel "/boot/vmlinuz-$kernel" -initrd "$tmp/initrd" \
-		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all no_timer_check tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0" \
+		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all no_timer_check tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0$append" \
 		-fw_cfg "name=opt/tests,file=$tmp/script" \
 		-drive "if=none,id=s,format=raw,cache=unsafe,file=$tmp/scratch" -device virtio-blk-pci,drive=s,serial=scratch \
 		-drive "if=none,id=o,format=raw,cache=unsafe,file=$tmp/out" -device virtio-blk-pci,drive=o,serial=out \
@@ -111,6 +114,8 @@ e2e_run='' layers_run=''
 if ((!${#packages[@]})); then
 	if [[ $init == systemd ]]; then
 		packages=(test/e2e test/critest) e2e_run=$cgroups focus=${focus:-$cgroup_specs}
+	elif [[ $init == selinux ]]; then
+		packages=(test/e2e test/critest) e2e_run=SELinux focus=${focus:-SELinux}
 	else
 		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers focus=${focus:-$specs}
 	fi

@@ -51,7 +51,7 @@ func TestMapped(t *testing.T) {
 					}
 				})
 			}
-			root, err := s.MountMapped(t.Context(), "c1", id, m)
+			root, err := s.MountMapped(t.Context(), "c1", id, m, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -90,7 +90,7 @@ func TestMapped(t *testing.T) {
 		})
 	}
 	s := open(t, testConfig(t))
-	if _, err := s.MountMapped(t.Context(), "c1", "x", &IDMap{}); !errdefs.IsInvalidArgument(err) {
+	if _, err := s.MountMapped(t.Context(), "c1", "x", &IDMap{}, ""); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("mapping of nothing: %v", err)
 	}
 }
@@ -133,7 +133,7 @@ func TestMountSecurity(t *testing.T) {
 		for i, ctr := range []string{"c1", "c2"} {
 			host := uint32(100_000 * (i + 1))
 			maps = append(maps, &IDMap{UIDs: []IDRange{{Host: host, Length: 65536}}, GIDs: []IDRange{{Host: host, Length: 65536}}})
-			root, err := s.MountMapped(t.Context(), ctr, id, maps[i])
+			root, err := s.MountMapped(t.Context(), ctr, id, maps[i], "")
 			if err != nil {
 				t.Fatal(err)
 			}

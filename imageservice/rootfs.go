@@ -27,7 +27,8 @@ import (
 // container's user namespace, if it has one, can pass it.
 type container struct {
 	op    sync.Mutex // serialises Mount, MountVolume and Unmount; taken before Service.mu
-	idmap *IDMap     // of the mount; guarded by op
+	idmap *IDMap     // of the mount; guarded by op, as label
+	label string
 
 	// Guarded by Service.mu.
 	gone        bool // unmounted; no longer in the index
@@ -82,14 +83,14 @@ func (s *Service) forget(id string, c *container) {
 // Mount makes the writable root file system of a container and returns its
 // path. A second call for a mounted container returns the same path.
 func (s *Service) Mount(ctx context.Context, containerID, imageID string) (rootfs string, err error) {
-	return s.MountMapped(ctx, containerID, imageID, nil)
+	return s.MountMapped(ctx, containerID, imageID, nil, "")
 }
 
 // MountMapped is Mount for a container in a user namespace: what belongs to
 // someone in the image belongs to whom the mapping says on the host. Where the
 // kernel or the file system has no idmapped mounts, all files of the image are
-// copied for the container.
-func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, m *IDMap) (rootfs string, err error) {
+// copied for the container. With a label all files have that SELinux label.
+func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, m *IDMap, label string) (rootfs string, err error) {
 	if !validID.MatchString(containerID) {
 		return "", fmt.Errorf("container id %q: %w", abbreviate(containerID), errdefs.ErrInvalidArgument)
 	}
@@ -124,7 +125,7 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 		s.forget(containerID, c)
 		return "", err
 	}
-	if err := s.mount(ctx, containerID, target, img, m); err != nil {
+	if err := s.mount(ctx, containerID, target, img, m, label); err != nil {
 		err = fmt.Errorf("root file system of container %s: %w", containerID, err)
 		if uerr := s.unmount(containerID); uerr != nil {
 			return "", errors.Join(err, uerr)
@@ -132,7 +133,7 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 		s.forget(containerID, c)
 		return "", err
 	}
-	c.idmap = m
+	c.idmap, c.label = m, label
 	s.mu.Lock()
 	c.mounted = true
 	c.usage = Usage{Bytes: 4096, Inodes: 1, At: time.Now()}
@@ -140,7 +141,7 @@ func (s *Service) MountMapped(ctx context.Context, containerID, imageID string, 
 	return target, nil
 }
 
-func (s *Service) mount(ctx context.Context, id, target string, img *image, m *IDMap) error {
+func (s *Service) mount(ctx context.Context, id, target string, img *image, m *IDMap, label string) error {
 	if err := s.makeRunDir(id, m); err != nil {
 		return err
 	}
@@ -163,6 +164,7 @@ func (s *Service) mount(ctx context.Context, id, target string, img *image, m *I
 		Lower: s.dirs(lower(img.layers)),
 		Upper: filepath.Join(dir, "upper"),
 		Work:  filepath.Join(dir, "work"),
+		Label: label,
 	}
 	// The root of an overlay has the mode and owner of its upper directory.
 	root := img.root

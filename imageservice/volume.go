@@ -56,7 +56,7 @@ func (s *Service) MountVolume(_ context.Context, containerID, imageID string) (r
 	s.mu.Unlock()
 
 	dir := s.path(containersDir, containerID, volumesDir, name)
-	if err := s.mountVolume(containerID, dir, target, img, c.idmap); err != nil {
+	if err := s.mountVolume(containerID, dir, target, img, c.idmap, c.label); err != nil {
 		err = fmt.Errorf("volume of image %s: %w", img.ID, err)
 		if uerr := errors.Join(drop(target), s.discard(dir)); uerr != nil {
 			return "", errors.Join(err, uerr) // the layers are held until Unmount
@@ -76,7 +76,7 @@ func (s *Service) MountVolume(_ context.Context, containerID, imageID string) (r
 	return target, nil
 }
 
-func (s *Service) mountVolume(id, dir, target string, img *image, m *IDMap) error {
+func (s *Service) mountVolume(id, dir, target string, img *image, m *IDMap, label string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (s *Service) mountVolume(id, dir, target string, img *image, m *IDMap) erro
 	if err := makeRoot(root, img.root); err != nil {
 		return err
 	}
-	l := overlay.Layers{Lower: append([]string{root}, s.dirs(lower(img.layers))...)}
+	l := overlay.Layers{Lower: append([]string{root}, s.dirs(lower(img.layers))...), Label: label}
 	err := s.stack(id, l, target, m)
 	if errors.Is(err, overlay.ErrNoIDMap) {
 		return fmt.Errorf("in a user namespace it takes Linux 5.19 and a file system that can be idmapped: %w: %w", err, errdefs.ErrFailedPrecondition)

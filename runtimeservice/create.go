@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/inroot"
 	"github.com/gantry-cri/gantry/sandbox/rollback"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // CreateContainer makes a container's root file system and OCI bundle; nothing
@@ -153,11 +154,15 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 	if err := c.pod.mustBeReady(); err != nil {
 		return err
 	}
+	labels, err := c.pod.containerLabels(c.config.GetLinux().GetSecurityContext())
+	if err != nil {
+		return err
+	}
 	if err := s.save(c); err != nil {
 		return err
 	}
 	undo.Add("the root file system and the image volumes", func(ctx context.Context) error { return s.images.Unmount(ctx, c.id) })
-	rootfs, err := s.images.MountMapped(ctx, c.id, c.imageID, imageIDs(c.pod.userns))
+	rootfs, err := s.images.MountMapped(ctx, c.id, c.imageID, imageIDs(c.pod.userns), labels.Mount)
 	if err != nil {
 		return err
 	}
@@ -170,7 +175,7 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 		return err
 	}
 	undo.Add("the bundle", func(ctx context.Context) error { return s.host.DeleteContainer(ctx, c.id) })
-	spec, err := s.buildSpec(ctx, c, img, rootfs, h)
+	spec, err := s.buildSpec(ctx, c, img, rootfs, h, labels)
 	if err != nil {
 		return err
 	}
@@ -219,11 +224,11 @@ func (s *containers) abandonContainer(c *container, cause error) error {
 }
 
 // buildSpec gathers what the OCI spec depends on and builds it.
-func (s *containers) buildSpec(ctx context.Context, c *container, img imageservice.Image, rootfs string, h Handler) (*specs.Spec, error) {
+func (s *containers) buildSpec(ctx context.Context, c *container, img imageservice.Image, rootfs string, h Handler, labels selinux.Labels) (*specs.Spec, error) {
 	if err := checkRootfs(rootfs); err != nil {
 		return nil, err
 	}
-	in := ocispec.Container{ID: c.id, Config: c.config, Image: img.Config, Rootfs: rootfs}
+	in := ocispec.Container{ID: c.id, Config: c.config, Image: img.Config, Rootfs: rootfs, ProcessLabel: labels.Process, MountLabel: labels.Mount}
 	var err error
 	if in.CgroupsPath, err = ocispec.CgroupsPath(s.node, c.pod.config.GetLinux().GetCgroupParent(), c.id); err != nil {
 		return nil, err
@@ -265,12 +270,15 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if err := inroot.MkdirAll(rootfs, spec.Process.Cwd, 0o755, int(uid), int(gid)); err != nil {
 		return nil, fmt.Errorf("making the working directory %q: %w", spec.Process.Cwd, err)
 	}
+	if err := relabel(ctx, in.Mounts, labels.Mount); err != nil {
+		return nil, err
+	}
 	return spec, nil
 }
 
 // specPod is the pod as package ocispec sees it.
 func (c *core) specPod(p *pod, paths sandbox.PodPaths) ocispec.Pod {
-	hostname := p.config.GetHostname()
+	hostname, labels := p.config.GetHostname(), p.getLabels()
 	if hostname == "" || !p.own.UTS {
 		hostname, _ = os.Hostname() // cannot fail: uname(2)
 	}
@@ -282,6 +290,7 @@ func (c *core) specPod(p *pod, paths sandbox.PodPaths) ocispec.Pod {
 		HostnameFile: c.host.File(p.id, sandbox.FileHostname),
 		HostsFile:    c.host.File(p.id, sandbox.FileHosts),
 		CgroupParent: p.config.GetLinux().GetCgroupParent(),
+		ProcessLabel: labels.Process, MountLabel: labels.Mount,
 	}
 	if sharedPID(p.config) {
 		sp.PIDNS = paths.PID

@@ -115,7 +115,7 @@ func nodeFacts(ctx context.Context, cfg Config, host *sandbox.Host) (ocispec.Nod
 		Pids:           cgroup.Has("pids"),
 		SwapAccounting: cgroup.HasSwap(),
 		NoUserNS:       !kernelHas("/proc/self/uid_map", "") || kernelHas("/proc/sys/user/max_user_namespaces", "0"),
-		SELinux:        kernelHas("/sys/fs/selinux/enforce", ""),
+		SELinux:        cfg.SELinux,
 		NoX32:          !x32,
 		SeccompRoot:    cfg.SeccompRoot,
 	}

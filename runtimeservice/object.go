@@ -15,6 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // opLock is a lock that is taken with a context.
@@ -73,6 +74,7 @@ type pod struct {
 	mu      sync.Mutex
 	state   lifecycle.Pod // guarded by mu, as all below
 	ips     []netip.Addr
+	labels  selinux.Labels                               // reserved until the record is deleted; empty without SELinux
 	cgroups []string                                     // made for this pod, shallowest first; changed under core.cgroupsMu only
 	sized   *runtimeapi.UpdatePodSandboxResourcesRequest // what the last one has made it; nil without
 	// cgroupsGone: the pod's turn to remove cgroups has passed, it inherits none.
@@ -85,6 +87,7 @@ func (p *pod) snapshot() store.Pod {
 	return store.Pod{
 		State: p.state, BootID: p.bootID, CreatedAt: p.createdAt, Handler: p.handler, Runtime: p.runtime, Config: p.configJSON,
 		IPs: slices.Clone(p.ips), Cgroups: slices.Clone(p.cgroups), Sized: encodeSized(p.sized),
+		ProcessLabel: p.labels.Process, MountLabel: p.labels.Mount,
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/rollback"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // pods is the RPCs that change pod sandboxes; podstatus.go has those that read them.
@@ -78,6 +79,9 @@ func (s *pods) makePod(ctx context.Context, p *pod, plan podPlan, h Handler) (er
 		}
 	}()
 
+	if err := s.labelPod(p); err != nil {
+		return err
+	}
 	undo.Add("the pod's cgroups", func(context.Context) error { return s.removePodCgroups(p) })
 	if err := s.makePodCgroups(p, plan.cgroupParent); err != nil { // writes the record of the intent
 		return err
@@ -87,7 +91,7 @@ func (s *pods) makePod(ctx context.Context, p *pod, plan podPlan, h Handler) (er
 			return fmt.Errorf("making log_directory %q: %w", dir, err)
 		}
 	}
-	plan.sandbox.ID = p.id
+	plan.sandbox.ID, plan.sandbox.Label = p.id, p.getLabels().Mount
 	undo.Add("the pod's namespaces and files", func(context.Context) error { return s.host.RemovePod(p.id) })
 	paths, err := s.host.CreatePod(plan.sandbox)
 	if err != nil {
@@ -172,6 +176,9 @@ func (c *core) deletePodRecord(p *pod) error {
 	if err := c.podStore.Delete(p.id); err != nil {
 		return err
 	}
+	if !p.gone {
+		selinux.Release(p.getLabels())
+	}
 	p.gone = true
 	return nil
 }
@@ -185,7 +192,7 @@ func (s *pods) attach(ctx context.Context, p *pod, network cni.Pod, plan podPlan
 	p.mu.Lock()
 	p.ips = res.IPs
 	p.mu.Unlock()
-	return s.host.WritePodFile(p.id, sandbox.FileHosts, hostsFile(plan.sandbox.Hostname, res.IPs), plan.sandbox.IDs)
+	return s.host.WritePodFile(plan.sandbox, sandbox.FileHosts, hostsFile(plan.sandbox.Hostname, res.IPs))
 }
 
 // StopPodSandbox kills the pod's containers and frees its network. It may be

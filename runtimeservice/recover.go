@@ -16,6 +16,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // Taking over what the last run has left. What is assumed:
@@ -112,7 +113,9 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 		id: id, key: keyOfPod(cfg), handler: rec.Handler, runtime: cmp.Or(rec.Runtime, rec.Handler, c.cfg.DefaultHandler), config: cfg, configJSON: rec.Config, own: own,
 		userns: userns, createdAt: rec.CreatedAt, bootID: rec.BootID, feed: c.feed, op: newOpLock(), made: make(chan struct{}),
 		state: rec.State, ips: rec.IPs, cgroups: rec.Cgroups, sized: sized,
+		labels: selinux.Labels{Process: rec.ProcessLabel, Mount: rec.MountLabel},
 	}
+	selinux.Reserve(p.labels)
 	close(p.made)
 	c.index.restorePod(p)
 	return nil

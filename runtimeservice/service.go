@@ -35,6 +35,8 @@ type Config struct {
 	CDISpecDirs    []string
 	// DeviceOwnership gives devices to the run_as_user and run_as_group of the container.
 	DeviceOwnership bool
+	// SELinux gives containers labels. The caller has seen that selinux.Check has no objection.
+	SELinux bool
 }
 
 // Handler is a runtime handler: a name of the configuration and the OCI runtime behind it.

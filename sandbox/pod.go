@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // DefaultShmSize is the size of a pod's /dev/shm in bytes, as Docker's and both peers'.
@@ -22,6 +24,7 @@ type PodConfig struct {
 	Hostname   string            // set in the pod's UTS namespace, if it has one
 	Sysctls    map[string]string // by file below /proc/sys; only of namespaces that the pod has of its own
 	ShmSize    int64             // bytes; used with an IPC namespace of its own
+	Label      string            // SELinux label of /dev/shm and the files, "" = none
 	Files      map[string][]byte // of FileResolvConf, FileHostname, FileHosts
 }
 
@@ -84,12 +87,12 @@ func (h *Host) CreatePod(cfg PodConfig) (PodPaths, error) {
 		}
 	}
 	if cfg.Namespaces.IPC {
-		if err := mountShm(paths.Shm, cfg.ShmSize, cfg.IDs); err != nil {
+		if err := mountShm(paths.Shm, cfg); err != nil {
 			return PodPaths{}, err
 		}
 	}
 	for name, data := range cfg.Files {
-		if err := h.WritePodFile(cfg.ID, name, data, cfg.IDs); err != nil {
+		if err := h.WritePodFile(cfg, name, data); err != nil {
 			return PodPaths{}, err
 		}
 	}
@@ -98,12 +101,17 @@ func (h *Host) CreatePod(cfg PodConfig) (PodPaths, error) {
 
 // WritePodFile makes or replaces a generated file, which belongs to the pod's
 // root. Containers read it, whatever their user.
-func (h *Host) WritePodFile(podID, name string, data []byte, ids IDMap) error {
-	path := h.File(podID, name)
+func (h *Host) WritePodFile(cfg PodConfig, name string, data []byte) error {
+	path := h.File(cfg.ID, name)
 	if err := os.WriteFile(path, data, 0o644); err != nil {
 		return fmt.Errorf("writing %s of the pod: %w", name, err)
 	}
-	if ids != (IDMap{}) {
+	if cfg.Label != "" {
+		if err := selinux.SetFile(path, cfg.Label); err != nil {
+			return err
+		}
+	}
+	if ids := cfg.IDs; ids != (IDMap{}) {
 		if err := os.Lchown(path, int(ids.UID), int(ids.GID)); err != nil {
 			return fmt.Errorf("giving %s of the pod to its root: %w", name, err)
 		}
@@ -111,13 +119,16 @@ func (h *Host) WritePodFile(podID, name string, data []byte, ids IDMap) error {
 	return os.Chmod(path, 0o644) // whatever the umask
 }
 
-func mountShm(target string, size int64, ids IDMap) error {
+func mountShm(target string, cfg PodConfig) error {
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return fmt.Errorf("making /dev/shm of the pod: %w", err)
 	}
-	opts := "mode=1777,size=" + strconv.FormatInt(size, 10)
-	if ids != (IDMap{}) {
+	opts := "mode=1777,size=" + strconv.FormatInt(cfg.ShmSize, 10)
+	if ids := cfg.IDs; ids != (IDMap{}) {
 		opts += fmt.Sprintf(",uid=%d,gid=%d", ids.UID, ids.GID)
+	}
+	if cfg.Label != "" {
+		opts += `,context="` + cfg.Label + `"` // quoted, for a level has commas
 	}
 	if err := unix.Mount("shm", target, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, opts); err != nil {
 		return fmt.Errorf("mounting /dev/shm of the pod (%s): %w", opts, err)

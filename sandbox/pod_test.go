@@ -130,7 +130,7 @@ func TestPartsAreRemoved(t *testing.T) {
 			return errors.Join(os.MkdirAll(filepath.Join(dir, "ns"), 0o700), os.WriteFile(filepath.Join(dir, "ns/net"), nil, 0o400))
 		},
 		"shm": func(dir string) error {
-			return errors.Join(os.MkdirAll(dir, 0o700), mountShm(filepath.Join(dir, "shm"), 4096, IDMap{}))
+			return errors.Join(os.MkdirAll(dir, 0o700), mountShm(filepath.Join(dir, "shm"), PodConfig{ShmSize: 4096}))
 		},
 	} {
 		if err := make(filepath.Join(h.podsDir(), "p")); err != nil {

@@ -53,7 +53,32 @@ func makeMappedNamespaces(dir, init string, cfg PodConfig) (err error) {
 	if err := unix.Setns(pidfd, flags&^unix.CLONE_NEWUSER); err != nil {
 		return fmt.Errorf("entering the pod's namespaces: %w", err)
 	}
+	if cfg.Label != "" && cfg.Namespaces.IPC {
+		if err := ownQueues(cfg.IDs); err != nil {
+			return fmt.Errorf("giving /dev/mqueue to the pod's root: %w", err)
+		}
+	}
 	return setUp(cfg)
+}
+
+// ownQueues gives the root of this IPC namespace's message queues to the pod's
+// root. It is the host's, whose namespace it was made from, and the OCI
+// runtime, which gives it the pod's SELinux label, may so only as its owner.
+func ownQueues(ids IDMap) error {
+	fs, err := unix.Fsopen("mqueue", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("fsopen: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return fmt.Errorf("fsconfig: %w", err)
+	}
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("fsmount: %w", err)
+	}
+	defer unix.Close(root)
+	return unix.Fchownat(root, "", int(ids.UID), int(ids.GID), unix.AT_EMPTY_PATH)
 }
 
 // asMappedRoot runs f as the root of the pod's user namespace, to whom alone

@@ -59,7 +59,7 @@ status is 1 after a FAIL. It runs beside a daemon, and changes nothing.`)
 // examine does all checks. An error is one of its own doing.
 func examine(ctx context.Context, r *report, cfg config.Config) (err error) {
 	checkConfig(r, cfg)
-	checkKernel(r)
+	checkKernel(r, cfg)
 	checkCgroups(ctx, r, cfg)
 	checkRegistries(r, cfg)
 	if os.Geteuid() != 0 {

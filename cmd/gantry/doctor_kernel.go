@@ -16,9 +16,10 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/apparmor"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
-func checkKernel(r *report) {
+func checkKernel(r *report, cfg config.Config) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
 		r.ok("kernel", "Linux "+unix.ByteSliceToString(u.Release[:]))
@@ -49,7 +50,7 @@ func checkKernel(r *report) {
 	r.require("seccomp", err, "boot a kernel with CONFIG_SECCOMP_FILTER")
 	checkCapabilities(r)
 	checkAppArmor(r)
-	checkSELinux(r)
+	checkSELinux(r, cfg.SELinux)
 }
 
 func closed(fd int, err error) error {
@@ -83,13 +84,16 @@ func checkAppArmor(r *report) {
 	}
 }
 
-// checkSELinux tells what is missing where the kernel has SELinux.
-func checkSELinux(r *report) {
-	if _, err := os.Stat("/sys/fs/selinux/enforce"); err != nil {
+// checkSELinux looks whether containers get labels where the kernel has SELinux.
+func checkSELinux(r *report, wanted bool) {
+	switch {
+	case wanted:
+		r.require("SELinux", selinux.Check(), "set selinux = false, or boot with SELinux and a policy that knows containers")
+	case selinux.Enabled():
+		r.warn("SELinux", "containers are not confined by it; set selinux = true to give them labels")
+	default:
 		r.ok("SELinux", "not on this machine")
-		return
 	}
-	r.warn("SELinux", "gantry gives containers no labels: they run in its own domain, and those with selinux_options or a volume that is to be relabelled are refused")
 }
 
 // checkCapabilities looks for those that a root in a container may lack.

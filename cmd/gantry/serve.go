@@ -22,6 +22,7 @@ import (
 	"github.com/gantry-cri/gantry/imageservice"
 	"github.com/gantry-cri/gantry/runtimeservice"
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/sandbox/selinux"
 )
 
 // teardownTimeout bounds what is removed when the daemon ends and no pod is left.
@@ -38,6 +39,11 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	if cfg.CgroupDriver == config.Systemd {
 		if err := sandbox.CheckSystemd(ctx); err != nil {
 			return err
+		}
+	}
+	if cfg.SELinux {
+		if err := selinux.Check(); err != nil {
+			return fmt.Errorf("selinux = true: %w", err)
 		}
 	}
 	// What the parts do at their end must not be cut off by what ends them.
@@ -65,7 +71,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	defer closing(&err, networks.Close)
 	service, err := runtimeservice.Open(ctx, runtimeservice.Config{
 		Root: cfg.Root, Version: version, Handlers: probeHandlers(ctx, cfg), DefaultHandler: cfg.DefaultRuntime,
-		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs, DeviceOwnership: cfg.DeviceOwnership,
+		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs, DeviceOwnership: cfg.DeviceOwnership, SELinux: cfg.SELinux,
 	}, host, images, networks)
 	if err != nil {
 		return err

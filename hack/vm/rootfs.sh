@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # rootfs.sh KERNEL INIT FOLDER OUT: the guest's root as an uncompressed initramfs (which boots faster than a compressed
 # one): files of this machine's Debian packages with the shared libraries they need, modules of KERNEL (a name in
-# /lib/modules), the scripts of guest/, and FOLDER's content in /gantry. INIT is systemd, or busybox for no init system.
+# /lib/modules), the scripts of guest/, and FOLDER's content in /gantry. INIT is systemd, or busybox for no init system,
+# or selinux for that and a policy of SELinux.
 set -Eeuo pipefail
 cd "$(dirname "$0")/../.."
 source hack/lib.sh
@@ -95,10 +96,36 @@ systemd_init() {
 	ln -sf vm.target "$root/etc/systemd/system/default.target"
 }
 
+# selinux_policy compiles guest/selinux/policy.cil for the guest's kernel, which knows 27 initial SIDs by their order.
+selinux_policy() {
+	local categories sids s dir=$root/etc/selinux/gantry
+	categories=$(printf 'c%d ' {0..1023})
+	sids='kernel security unlabeled fs file file_labels init any_socket port netif netmsg node igmp_packet icmp_socket
+		tcp_socket sysctl_modprobe sysctl sysctl_fs sysctl_kernel sysctl_net sysctl_net_unix sysctl_vm sysctl_dev kmod policy
+		scmp_packet devnull'
+	install -d "$dir/contexts" "$dir/policy"
+	{
+		cat hack/vm/guest/selinux/policy.cil
+		printf '(category c%d)\n' {0..1023}
+		echo "(categoryorder ($categories))"
+		for s in $sids; do
+			case $s in
+			kernel | init | kmod) echo "(sid $s) (sidcontext $s host_process)" ;;
+			*) echo "(sid $s) (sidcontext $s host_file)" ;;
+			esac
+		done
+		echo "(sidorder ($sids))"
+	} >"$root/tmp/policy.cil"
+	secilc -c 33 -o "$dir/policy/policy.33" -f /dev/null "$root/tmp/policy.cil"
+	install -m 644 hack/vm/guest/selinux/config "$root/etc/selinux/config"
+	install -m 644 hack/vm/guest/selinux/lxc_contexts "$dir/contexts/lxc_contexts"
+}
+
 skeleton
 programs
 modules
 if [[ $init == systemd ]]; then systemd_init; fi
+if [[ $init == selinux ]]; then selinux_policy; fi
 install -D -m 755 -t "$root/vm" hack/vm/guest/{mounts,run}
 install -m 755 hack/vm/guest/init "$root/init"
 ln -s "$([[ $init == systemd ]] && echo /lib/systemd/systemd || echo mounts)" "$root/vm/init"

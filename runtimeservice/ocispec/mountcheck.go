@@ -49,8 +49,6 @@ func ValidateMount(n Node, m *runtimeapi.Mount) (target string, err error) {
 		return refuse(errdefs.ErrInvalidArgument, "image_sub_path %q without an image", m.GetImageSubPath())
 	case m.GetImage() != nil && m.GetPropagation() == runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:
 		return refuse(errdefs.ErrInvalidArgument, "an image volume with propagation %s", m.GetPropagation())
-	case m.GetSelinuxRelabel() && n.SELinux:
-		return refuse(errdefs.ErrNotImplemented, "selinux_relabel")
 	}
 	for _, o := range m.GetMountOptions() {
 		if !slices.Contains(bindOptions, o) {

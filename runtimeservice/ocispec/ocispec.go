@@ -37,7 +37,7 @@ type Node struct {
 
 	AppArmor        bool   // the kernel has AppArmor enabled
 	AppArmorProfile string // loaded profile for RuntimeDefault, "" = none is loaded
-	SELinux         bool   // the kernel has SELinux enabled
+	SELinux         bool   // pods are given SELinux labels
 	NoUserNS        bool   // the kernel makes no user namespaces
 
 	// NoX32 says that the kernel has no x32 ABI: a filter for it would take a
@@ -72,6 +72,8 @@ type Pod struct {
 	ShmDir, ResolvConf, HostnameFile, HostsFile string
 
 	CgroupParent string // as in the request, see [CgroupsPath]
+
+	ProcessLabel, MountLabel string // SELinux labels of the pod, "" = none
 }
 
 // User is who a process runs as. Groups holds the primary group, first, and
@@ -118,6 +120,8 @@ type Container struct {
 
 	SeccompProfile []byte // content of the file that [SeccompPath] names
 	CgroupsPath    string // by [CgroupsPath]
+
+	ProcessLabel, MountLabel string // SELinux labels of its processes and of what is mounted for it, "" = none
 
 	// Volumes maps each target that [ImageVolumes] gives to a host directory.
 	Volumes map[string]string

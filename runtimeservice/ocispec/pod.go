@@ -43,7 +43,7 @@ func ValidatePod(n Node, cfg *runtimeapi.PodSandboxConfig) (warnings []string, e
 	if p.GetProfileType() == runtimeapi.SecurityProfile_Localhost && !n.AppArmor {
 		return nil, fmt.Errorf("apparmor: profile %q cannot be applied, this node does not run AppArmor: %w", p.GetLocalhostRef(), errdefs.ErrFailedPrecondition)
 	}
-	return seLinux(n, sc.GetSelinuxOptions())
+	return seLinux(n, sc.GetSelinuxOptions()), nil
 }
 
 // podUser is who the pod's own process runs as.
@@ -77,6 +77,7 @@ func BuildPodInit(n Node, p Pod, rootfs, cgroupsPath string) (*specs.Spec, error
 			Capabilities:    &specs.LinuxCapabilities{},
 			Rlimits:         rlimits(n),
 			NoNewPrivileges: true,
+			SelinuxLabel:    p.ProcessLabel,
 			OOMScoreAdj:     &score,
 		},
 		// An OCI runtime needs its own /proc and /dev (CVE-2026-88264), the init neither.
@@ -86,6 +87,7 @@ func BuildPodInit(n Node, p Pod, rootfs, cgroupsPath string) (*specs.Spec, error
 		},
 		Linux: &specs.Linux{
 			CgroupsPath:   cgroupsPath,
+			MountLabel:    p.MountLabel,
 			Namespaces:    []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.PIDNamespace}},
 			MaskedPaths:   slices.Clone(maskedPaths),
 			ReadonlyPaths: slices.Clone(readonlyPaths),

@@ -17,7 +17,7 @@ import (
 // TestRefused holds every request that is refused, with the kind of the error
 // and a word of the message that names the field.
 func TestRefused(t *testing.T) {
-	invalid, missing, never := errdefs.ErrInvalidArgument, errdefs.ErrNotImplemented, errdefs.ErrFailedPrecondition
+	invalid, never := errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition
 	ns := func(o *runtimeapi.NamespaceOption) func(*Node, *Pod, *Container) {
 		return func(_ *Node, _ *Pod, c *Container) { security(*c).NamespaceOptions = o }
 	}
@@ -144,9 +144,6 @@ func TestRefused(t *testing.T) {
 		{"AppArmor name", invalid, "apparmor", func(n *Node, _ *Pod, c *Container) {
 			n.AppArmor, security(*c).Apparmor = true, profile(runtimeapi.SecurityProfile_Localhost, "a\nb")
 		}},
-		{"SELinux", missing, "selinux_options", func(n *Node, _ *Pod, c *Container) {
-			n.SELinux, security(*c).SelinuxOptions = true, &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}
-		}},
 		{"CDI device that nobody looked up", errdefs.ErrFailedPrecondition, "CDI_devices", func(_ *Node, _ *Pod, c *Container) {
 			c.Config.CDIDevices = []*runtimeapi.CDIDevice{{Name: "vendor.com/gpu=0"}}
 		}},
@@ -176,10 +173,6 @@ func TestRefused(t *testing.T) {
 		{"rshared from a private mount", never, "BIDIRECTIONAL", mount(&runtimeapi.Mount{ContainerPath: "/a", Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
 		{"recursive_read_only alone", invalid, "recursive_read_only", mount(&runtimeapi.Mount{ContainerPath: "/a", RecursiveReadOnly: true})},
 		{"recursive_read_only and propagation", invalid, "recursive_read_only", mount(&runtimeapi.Mount{ContainerPath: "/a", Readonly: true, RecursiveReadOnly: true, Propagation: 1})},
-		{"SELinux label of a mount", missing, "selinux_relabel", func(n *Node, p *Pod, c *Container) {
-			n.SELinux = true
-			mount(&runtimeapi.Mount{ContainerPath: "/a", SelinuxRelabel: true})(n, p, c)
-		}},
 		{"mount that was not prepared", never, "mounts", func(_ *Node, _ *Pod, c *Container) {
 			c.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/h"}}
 		}},

@@ -39,10 +39,8 @@ func confine(n Node, c Container, spec *specs.Spec) (warnings []string, err erro
 	if spec.Process.ApparmorProfile, err = AppArmorProfile(n, sc); err != nil {
 		return nil, err
 	}
-	warnings, err = seLinux(n, sc.GetSelinuxOptions())
-	if err != nil {
-		return nil, err
-	}
+	spec.Process.SelinuxLabel, spec.Linux.MountLabel = c.ProcessLabel, c.MountLabel
+	warnings = seLinux(n, sc.GetSelinuxOptions())
 	if sc.GetPrivileged() {
 		if sc.GetSeccomp().GetProfileType() == runtimeapi.SecurityProfile_Localhost {
 			warnings = append(warnings, fmt.Sprintf("seccomp: profile %q has no effect on a privileged container", sc.GetSeccomp().GetLocalhostRef()))
@@ -124,14 +122,11 @@ func (n Node) appArmorDefault() string {
 	return n.AppArmorProfile
 }
 
-// seLinux refuses labels where they would mean something; elsewhere there is
-// nothing that a label could be put on.
-func seLinux(n Node, o *runtimeapi.SELinuxOption) (warnings []string, err error) {
-	if o.GetUser() == "" && o.GetRole() == "" && o.GetType() == "" && o.GetLevel() == "" {
-		return nil, nil
+// seLinux warns of labels that nothing is given. It is no error, as with both
+// peers: pods are written for clusters whose nodes differ in that.
+func seLinux(n Node, o *runtimeapi.SELinuxOption) (warnings []string) {
+	if n.SELinux || o.GetUser() == "" && o.GetRole() == "" && o.GetType() == "" && o.GetLevel() == "" {
+		return nil
 	}
-	if n.SELinux {
-		return nil, fmt.Errorf("selinux_options: this node runs SELinux, and Gantry gives containers no labels yet: %w", errdefs.ErrNotImplemented)
-	}
-	return []string{"selinux_options have no effect, this node does not run SELinux"}, nil
+	return []string{"selinux_options have no effect, this node gives containers no SELinux labels (see selinux in the configuration)"}
 }

@@ -307,6 +307,26 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// Labels are those that the caller has made, of the container's processes and of what the OCI runtime mounts, and the
+// pod's own for its init.
+func TestSELinux(t *testing.T) {
+	n, p, c := testNode(), testPod(), testContainer()
+	n.SELinux = true
+	p.ProcessLabel, p.MountLabel, c.ProcessLabel, c.MountLabel = "u:r:pod_t", "u:object_r:pod_file_t", "u:r:t:s0", "u:object_r:f:s0"
+	security(c).SelinuxOptions = &runtimeapi.SELinuxOption{Type: "t"}
+	spec, warnings, err := Build(n, p, c)
+	if err != nil || len(warnings) != 0 || spec.Process.SelinuxLabel != c.ProcessLabel || spec.Linux.MountLabel != c.MountLabel {
+		t.Errorf("labels %q and %q, warnings %q, %v", spec.Process.SelinuxLabel, spec.Linux.MountLabel, warnings, err)
+	}
+	if exec := BuildExec(spec, []string{"true"}, false); exec.SelinuxLabel != c.ProcessLabel {
+		t.Errorf("an exec has the label %q", exec.SelinuxLabel)
+	}
+	init, err := BuildPodInit(n, p, "/init", "/pods/init")
+	if err != nil || init.Process.SelinuxLabel != p.ProcessLabel || init.Linux.MountLabel != p.MountLabel {
+		t.Errorf("the pod's init has %+v, %v", init, err)
+	}
+}
+
 // A privileged container has no seccomp filter, and one that was asked for by name is not dropped in silence.
 func TestPrivilegedSeccompWarning(t *testing.T) {
 	p, c := testPod(), testContainer()

@@ -22,6 +22,9 @@ type Pod struct {
 	Cgroups []string `json:"cgroups,omitempty"`
 	// Sized has the overhead and resources of the last UpdatePodSandboxResources, that message.
 	Sized json.RawMessage `json:"sized,omitempty"`
+	// SELinux labels of the pod's processes and files, whose level is its own. Absent without SELinux.
+	ProcessLabel string `json:"processLabel,omitempty"`
+	MountLabel   string `json:"mountLabel,omitempty"`
 }
 
 // Container is the record of a container.

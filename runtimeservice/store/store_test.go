@@ -128,6 +128,37 @@ func TestSetAside(t *testing.T) {
 	}
 }
 
+// Pods of before there were labels are read, and labels are kept; without any the record is as it was then.
+func TestLabels(t *testing.T) {
+	d, err := Open[Pod](t.TempDir(), "pods")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const old = `{"version":1,"id":"old","record":{"state":"ready","bootID":"b","createdAt":1,"handler":"","config":{}}}`
+	if err := os.WriteFile(d.file("old"), []byte(old), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := Pod{State: lifecycle.PodReady, BootID: "b", CreatedAt: 1, Config: json.RawMessage(`{}`)}
+	if err := d.Put("plain", want); err != nil {
+		t.Fatal(err)
+	}
+	labelled := want
+	labelled.ProcessLabel, labelled.MountLabel = "u:r:t:s0:c1,c2", "u:object_r:f:s0:c1,c2"
+	if err := d.Put("labelled", labelled); err != nil {
+		t.Fatal(err)
+	}
+	got, damaged, err := d.Load()
+	if err != nil || len(damaged) > 0 {
+		t.Fatal(err, damaged)
+	}
+	if diff := cmp.Diff(map[string]Pod{"old": want, "plain": want, "labelled": labelled}, got, cmpopts.EquateComparable()); diff != "" {
+		t.Error(diff)
+	}
+	if body, err := os.ReadFile(d.file("plain")); err != nil || strings.Replace(string(body), `"plain"`, `"old"`, 1) != old {
+		t.Errorf("a record without labels is %s, %v", body, err)
+	}
+}
+
 // A new version that a crash has cut off leaves the record as it was.
 func TestCutOffVersion(t *testing.T) {
 	d, err := Open[Container](t.TempDir(), "containers")

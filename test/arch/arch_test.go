@@ -22,7 +22,7 @@ const module = "github.com/gantry-cri/gantry"
 // and all below it. Inside one top-level folder everything may import everything that Go's internal folders let it,
 // but the packages in pure. Of outside modules those are listed that have one home; the others are free.
 const policy = `
-	sandbox, sandbox/apparmor, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/supervisor, imageservice, cni < runtimeservice
+	sandbox, sandbox/apparmor, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/selinux, sandbox/supervisor, imageservice, cni < runtimeservice
 	sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
 	cri, cri/streaming, cri/transfer, runtimeservice, imageservice, sandbox, sandbox/..., cni < cmd/gantry
 	cmd/gantry/config < cmd/gantry
@@ -37,6 +37,7 @@ const policy = `
 	github.com/google/go-containerregistry/... < imageservice/internal/registry, test/...
 	github.com/google/nftables/... < cni/..., test/harness
 	github.com/vishvananda/netlink/... < cni/..., sandbox/..., test/harness
+	github.com/opencontainers/selinux/... < sandbox/selinux
 	go.etcd.io/bbolt < imageservice/...
 	github.com/pelletier/go-toml/v2 < cmd/gantry/config, imageservice/...
 `

@@ -99,6 +99,9 @@ func TestCRIConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg := harness.Config{Registry: harness.Registry(t)}
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		cfg.TOML = "selinux = true\n"
+	}
 	if name := os.Getenv("CRITEST_RUNTIME"); name != "" {
 		path, err := exec.LookPath(name)
 		if err != nil {

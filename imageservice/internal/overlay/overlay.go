@@ -29,6 +29,8 @@ type Layers struct {
 	Lower       []string // the uppermost first; at least one, or two without Upper
 	Upper, Work string   // empty for a read-only mount
 
+	Label string // SELinux label of all files, "" = of each its own
+
 	// Map, unless nil, is whom the files of Lower seem to belong to. Upper and
 	// what is written there have the owners of the host. Scratch is then an
 	// empty directory for kernels that need one.
@@ -228,7 +230,11 @@ func (m *Mounter) detached(l Layers, fds []int) (int, error) {
 	// Index and metacopy may be on by default in the kernel's configuration;
 	// layers are moved and shared, which neither of them bears. The source is
 	// what mount tables show.
-	for _, o := range [][2]string{{"index", "off"}, {"metacopy", "off"}, {"source", "overlay"}} {
+	options := [][2]string{{"index", "off"}, {"metacopy", "off"}, {"source", "overlay"}}
+	if l.Label != "" {
+		options = append(options, [2]string{"context", l.Label})
+	}
+	for _, o := range options {
 		if err := unix.FsconfigSetString(fs, o[0], o[1]); err != nil {
 			return -1, fmt.Errorf("%s=%s: %w", o[0], o[1], reason(fs, err))
 		}
@@ -289,6 +295,9 @@ func (m *Mounter) mountLegacy(l Layers, target string, fds []int) error {
 			return err
 		}
 		b.WriteString(name)
+	}
+	if l.Label != "" {
+		b.WriteString(`,context="` + l.Label + `"`) // quoted, for a level has commas
 	}
 	flags := uintptr(unix.MS_RDONLY)
 	if l.Upper != "" {
