@@ -61,8 +61,18 @@ func (s *containers) CheckpointContainer(ctx context.Context, req *runtimeapi.Ch
 
 // checkpoint is called with c.op held.
 func (s *containers) checkpoint(ctx context.Context, c *container, location string) (err error) {
+	if s.cfg.MaxCheckpoint == 0 {
+		return fmt.Errorf("checkpoints are off, which fill disks with what containers hold in memory: allow them by max_checkpoint in gantry's configuration: %w", errdefs.ErrFailedPrecondition)
+	}
 	if state := c.getState(); state != lifecycle.ContainerRunning {
 		return fmt.Errorf("it is %v: %w", state, errdefs.ErrFailedPrecondition)
+	}
+	used, err := c.meter.read(c.cgroup)
+	if err != nil {
+		return err
+	}
+	if used.Mem.RSS > uint64(s.cfg.MaxCheckpoint) { // about what CRIU will write
+		return s.tooLarge(used.Mem.RSS)
 	}
 	out, err := newArchiveFile(location)
 	if err != nil {
@@ -90,20 +100,39 @@ func (s *containers) checkpoint(ctx context.Context, c *container, location stri
 		return err
 	}
 	defer changes.Close()
-	deleted, err := s.images.WriteChanges(ctx, changes, c.id)
+	deleted, err := s.images.WriteChanges(ctx, &upTo{changes, s.cfg.MaxCheckpoint, s.core}, c.id)
 	if err != nil {
 		return err
 	}
 	if len(deleted) > 0 {
 		files[checkpointDeleted] = deleted
 	}
-	if err := pack(ctx, out, dir, files); err != nil {
+	if err := pack(ctx, &upTo{out, s.cfg.MaxCheckpoint, s.core}, dir, files); err != nil {
 		return err
 	}
 	if err := out.commit(); err != nil {
 		return fmt.Errorf("location %q: %w", location, err)
 	}
 	return nil
+}
+
+// tooLarge refuses a checkpoint that has n bytes already (CVE-2025-0426).
+func (c *core) tooLarge(n uint64) error {
+	return fmt.Errorf("the checkpoint would have %d bytes or more, max_checkpoint in gantry's configuration allows %d: %w", n, c.cfg.MaxCheckpoint, errdefs.ErrResourceExhausted)
+}
+
+// upTo passes on no more than left bytes.
+type upTo struct {
+	w    io.Writer
+	left int64
+	c    *core
+}
+
+func (u *upTo) Write(p []byte) (int, error) {
+	if u.left -= int64(len(p)); u.left < 0 {
+		return 0, u.c.tooLarge(uint64(u.c.cfg.MaxCheckpoint - u.left))
+	}
+	return u.w.Write(p)
 }
 
 // checkpointsDir holds what checkpoints under way have: sweep makes it anew.

@@ -36,7 +36,8 @@ type Config struct {
 	// DeviceOwnership gives devices to the run_as_user and run_as_group of the container.
 	DeviceOwnership bool
 	// SELinux gives containers labels. The caller has seen that selinux.Check has no objection.
-	SELinux bool
+	SELinux       bool
+	MaxCheckpoint int64 // bytes of a checkpoint; 0 = none is made
 }
 
 // Handler is a runtime handler: a name of the configuration and the OCI runtime behind it.

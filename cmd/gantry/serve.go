@@ -71,7 +71,8 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	defer closing(&err, networks.Close)
 	service, err := runtimeservice.Open(ctx, runtimeservice.Config{
 		Root: cfg.Root, Version: version, Handlers: probeHandlers(ctx, cfg), DefaultHandler: cfg.DefaultRuntime,
-		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs, DeviceOwnership: cfg.DeviceOwnership, SELinux: cfg.SELinux,
+		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs,
+		DeviceOwnership: cfg.DeviceOwnership, SELinux: cfg.SELinux, MaxCheckpoint: int64(cfg.MaxCheckpoint),
 	}, host, images, networks)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func names(t testing.TB, dir string) (all []string) {
 func canCheckpoint() bool { return exec.Command("criu", "check").Run() == nil }
 
 func TestCheckpointContainer(t *testing.T) {
-	n := newNode(t)
+	n := configured(t, "max_checkpoint = \"256MiB\"\n")
 	p := n.runPod("pod")
 	dir := t.TempDir()
 	location := filepath.Join(dir, "c.tar")
@@ -193,6 +193,26 @@ func untar(t testing.TB, file string) map[string][]byte {
 	}
 }
 
+// TestSecurityCheckpoints: none is made unless the configuration says how large one may get.
+func TestSecurityCheckpoints(t *testing.T) {
+	t.Run("CVE-2025-0426-off", func(t *testing.T) {
+		dir := t.TempDir()
+		c := newNode(t).runPod("pod").run("c", forever)
+		wantError(t, c.checkpoint(filepath.Join(dir, "c.tar"), 0), codes.FailedPrecondition, "max_checkpoint")
+		c.wantNothingLeft(dir)
+	})
+	t.Run("CVE-2025-0426-size", func(t *testing.T) {
+		dir := t.TempDir()
+		c := configured(t, "max_checkpoint = \"16KiB\"\n").runPod("pod").run("c", "a=$(head -c 200000 /dev/zero | tr '\\0' x); while :; do sleep 1; done")
+		c.eventually("the shell has grown", func() bool {
+			resp, err := c.Runtime.ContainerStats(c.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id})
+			return err == nil && resp.GetStats().GetMemory().GetRssBytes().GetValue() > 100<<10
+		})
+		wantError(t, c.checkpoint(filepath.Join(dir, "c.tar"), 0), codes.ResourceExhausted, "max_checkpoint", "16384")
+		c.wantNothingLeft(dir)
+	})
+}
+
 // TestCheckpointCutOff is of a checkpoint that takes longer than its time, and
 // of one during which the daemon dies. The runtime's part is a script's that
 // does as CRIU: it writes images until it cannot.
@@ -213,7 +233,7 @@ exec ` + runc(t) + ` "$@"
 	if err := os.WriteFile(slow, []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), TOML: fmt.Sprintf("[runtimes.slow]\npath = %q\n", slow)})}
+	n := &node{t: t, Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), TOML: fmt.Sprintf("max_checkpoint = \"1GiB\"\n[runtimes.slow]\npath = %q\n", slow)})}
 	n.pull(images.Busybox)
 	p, err := n.podOf("pod", "slow")
 	if err != nil {

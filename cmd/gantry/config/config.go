@@ -32,6 +32,7 @@ type Config struct {
 	SeccompDir      string `toml:"seccomp_dir" comment:"Where localhost seccomp profiles with a relative name lie."`
 	DeviceOwnership bool   `toml:"device_ownership_from_security_context" comment:"Give the devices of a pod spec to the run_as_user and run_as_group of the container; otherwise they are their owner's on the host."`
 	SELinux         bool   `toml:"selinux" comment:"Give pods and containers SELinux labels, and volumes those that the kubelet asks for. Takes a kernel that runs SELinux and a policy with container types (container-selinux). Otherwise containers are not confined by it."`
+	MaxCheckpoint   Size   `toml:"max_checkpoint" comment:"What CheckpointContainer may write for one container, such as \"4GiB\"; \"0\" refuses it. It takes CRIU and an OCI runtime that was built with it."`
 	LogLevel        int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
 
 	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
