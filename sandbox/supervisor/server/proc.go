@@ -52,18 +52,40 @@ func parseStat(data []byte) (s procStat, err error) {
 	return s, errors.Join(errs[:]...)
 }
 
-// cgroupPIDs returns the processes of a container's cgroups.
+// maxCgroupDepth bounds how deep below a container's cgroup its processes are
+// looked for: it may be able to make cgroups there itself.
+const maxCgroupDepth = 64
+
+// cgroupPIDs returns the processes of a container's cgroups and of those below:
+// crun puts them in one below with systemd, and containers that may write to
+// their cgroups in any.
 func cgroupPIDs(files []string) []int {
 	var pids []int
 	for _, file := range files {
-		data, err := readBounded(file, 4<<20)
-		if err != nil { // removed
-			continue
+		pids = pidsBelow(pids, filepath.Dir(file), 0)
+	}
+	return pids
+}
+
+// pidsBelow adds the processes of the cgroup dir and of those below to pids.
+func pidsBelow(pids []int, dir string, depth int) []int {
+	data, err := readBounded(filepath.Join(dir, "cgroup.procs"), 4<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return pids // removed
+	}
+	for line := range bytes.Lines(data) { // none of a threaded cgroup, whose processes its domain lists
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(line))); err == nil && pid > 1 {
+			pids = append(pids, pid)
 		}
-		for line := range bytes.Lines(data) {
-			if pid, err := strconv.Atoi(strings.TrimSpace(string(line))); err == nil && pid > 1 {
-				pids = append(pids, pid)
-			}
+	}
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) != nil || st.Nlink == 2 || depth == maxCgroupDepth { // 2: no directory in it
+		return pids
+	}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if e.IsDir() {
+			pids = pidsBelow(pids, filepath.Join(dir, e.Name()), depth+1)
 		}
 	}
 	return pids

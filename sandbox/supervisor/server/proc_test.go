@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -48,4 +49,22 @@ func FuzzRunRequest(f *testing.F) {
 			t.Fatalf("id %q leaves its directory", r.ID)
 		}
 	})
+}
+
+// With crun and systemd a container's processes lie below its cgroup, and those
+// of a container that may write to its cgroups wherever it wants.
+func TestProcessesOfCgroupsBelow(t *testing.T) {
+	dir := t.TempDir()
+	for name, pids := range map[string]string{"a": "", "a/container": "7\n8\n", "a/container/deep": "9\n", "b": "10\n"} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "cgroup.procs"), []byte(pids), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := cgroupPIDs([]string{filepath.Join(dir, "a/cgroup.procs"), filepath.Join(dir, "b/cgroup.procs"), filepath.Join(dir, "gone/cgroup.procs")})
+	if want := []int{7, 8, 9, 10}; !slices.Equal(got, want) {
+		t.Errorf("processes %v, want %v", got, want)
+	}
 }
