@@ -18,11 +18,12 @@ cd "$(dirname "$0")/.."
 source hack/lib.sh
 
 # What runs when nothing is named: what the kernel, its cgroups or AppArmor can make come out otherwise than on the
-# host. The ways of images, records, events and logs are the same here, and loads take long.
+# host. The ways of images, records, events and logs are the same here, and loads take long. critest runs whole.
 meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer)
-readonly kernels='AppArmor|Capabilit|Confinement|Attacks|Cgroup|CDI$|ContainerFields|ContainerLifecycle|Stats|Device|ExecSync($|Timeout)|ExitCodes|HostN|ImageVolume$|Killed(Mount|While)|Seccomp|Metrics$|Mount|OOM|Pod(Fields|Init|Lifecycle)|PortMapping|Privileged|Process|Reboot|Resources|Security|UserNamespace|PIDNamespace|Outlive|Supervisor|Sysctls|Update'
+# It takes the default profile away for a moment, which all other containers have.
+readonly alone='AppArmorDefaultProfile'
+readonly kernels='AppArmor$|Capabilit|Confinement|Cgroup|Checkpoint|ContainerLifecycle|Stats|Device|ExecSync($|Timeout)|HostN|Metrics$|Mount(s|Propagation)|OOM|Pod(Init|Lifecycle)$|Privileged|Resources|Security(Of|Con|Ch|M|U)|UserNamespace($|V|H|F)|PIDNamespace|Sysctls|Update'
 readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
-readonly specs='Security Context|AppArmor|propagation|basic operations on|stats'
 # And with systemd, whose part are the cgroups.
 readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
 readonly cgroup_specs='basic operations on|stats'
@@ -78,6 +79,7 @@ script() {
 			"./${p##*/}.test" -test.v -test.timeout=14m -test.run="$only")
 		if [[ $p == 'suite test/e2e '* ]]; then e2e=$p; else others+=$p$'\n'; fi
 	done
+	[[ -z $alone_run ]] || echo "${e2e/-test.run=*/-test.run=$alone_run}"
 	[[ -z $e2e ]] || echo "$e2e $([[ $init == systemd ]] || echo "&")"
 	printf '%s' "$others"
 	echo wait
@@ -110,14 +112,15 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-e2e_run='' layers_run=''
+e2e_run='' layers_run='' alone_run=''
 if ((!${#packages[@]})); then
 	if [[ $init == systemd ]]; then
 		packages=(test/e2e test/critest) e2e_run=$cgroups focus=${focus:-$cgroup_specs}
 	elif [[ $init == selinux ]]; then
 		packages=(test/e2e test/critest) e2e_run=SELinux focus=${focus:-SELinux}
 	else
-		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers focus=${focus:-$specs}
+		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers
+		[[ -n $run ]] || alone_run=$alone
 	fi
 fi
 export CGO_ENABLED=0
