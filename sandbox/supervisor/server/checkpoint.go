@@ -36,13 +36,10 @@ func (s *Server) checkpoint(ctx context.Context, req supervisor.CheckpointReques
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkpointTimeout)
 	defer cancel()
-	if err := c.lock(ctx); err != nil {
+	if err := c.lockRunning(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()
-	if c.is() != running {
-		return fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
-	}
 	conf := filepath.Join(c.dir, "criu.conf") // a later checkpoint, or the deletion, takes away what a crash leaves
 	defer os.Remove(conf)
 	external, err := c.externalFiles()
@@ -61,8 +58,8 @@ func (s *Server) checkpoint(ctx context.Context, req supervisor.CheckpointReques
 		if errors.As(err, &refused) {
 			return fmt.Errorf("checkpointing container %s: %w: %w", c.id, err, errdefs.ErrFailedPrecondition)
 		}
-		// CRIU was killed, perhaps after it had frozen the container.
-		return fmt.Errorf("checkpointing container %s: %w", c.id, errors.Join(err, c.thaw()))
+		thaw(c.rec.Request.CgroupProcs) // CRIU was killed, perhaps after it had frozen the container
+		return fmt.Errorf("checkpointing container %s: %w", c.id, err)
 	}
 	return nil
 }
@@ -84,23 +81,4 @@ func (c *container) externalFiles() ([]byte, error) {
 		fmt.Fprintf(&b, "external file[%x:%x]\n", st.Mnt_id, st.Ino)
 	}
 	return []byte(b.String()), nil
-}
-
-// thaw lets the container's processes run on, whatever has frozen them.
-func (c *container) thaw() error {
-	var errs []error
-	for _, procs := range c.rec.Request.CgroupProcs {
-		for file, value := range map[string]string{"cgroup.freeze": "0", "freezer.state": "THAWED"} {
-			f, err := os.OpenFile(filepath.Join(filepath.Dir(procs), file), os.O_WRONLY, 0)
-			if errors.Is(err, os.ErrNotExist) {
-				continue // of the other version, or another hierarchy
-			}
-			if err == nil {
-				_, err = f.WriteString(value)
-				_ = f.Close()
-			}
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }

@@ -72,6 +72,18 @@ func (c *container) lock(ctx context.Context) error {
 	}
 }
 
+// lockRunning takes op of a container that runs; any other is errdefs.ErrFailedPrecondition.
+func (c *container) lockRunning(ctx context.Context) error {
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	if c.is() != running {
+		c.unlock()
+		return fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 func (c *container) unlock() { <-c.op }
 
 func (c *container) is() state {

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 )
 
@@ -28,13 +26,10 @@ func (s *Server) update(ctx context.Context, req supervisor.UpdateRequest) error
 	}
 	ctx, cancel := context.WithTimeout(ctx, updateTimeout)
 	defer cancel()
-	if err := c.lock(ctx); err != nil {
+	if err := c.lockRunning(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()
-	if c.is() != running {
-		return fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
-	}
 	file := filepath.Join(c.dir, "update.json") // a later update, or the deletion, takes away what a crash leaves
 	defer os.Remove(file)
 	if err := os.WriteFile(file, req.Resources, 0o600); err != nil {
