@@ -7,7 +7,8 @@
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
 #   vm-systemd  a choice of them with the systemd cgroup driver
-# Every stage runs even if one before it failed; the summary says which, and the exit code is then 1.
+# Every stage runs even if one before it failed; the summary says which, with what they said of it, and the exit code is
+# then 1.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
@@ -32,13 +33,19 @@ hack/install-deps.sh test && hack/build.sh || exit 1
 GANTRY_TEST_RUNTIME=$(find_runc) # for the packages' own tests; the harness asks find_runc itself
 export GANTRY_TEST_RUNTIME PATH=$PATH:$PWD/bin
 
-summary=() failed=0
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+summary=() said=() failed=0
 for stage in "${stages[@]}"; do
 	echo "--- $stage"
 	start=$SECONDS result=passed
-	"$stage" || result=FAILED failed=1
+	if ! "$stage" 2>&1 | tee "$output"; then
+		result=FAILED failed=1
+		said+=("--- $stage failed" "$(grep -aE -B 12 '(^|: )(--- FAIL|FAIL|panic:)|^[a-z-]+\.sh: |exit status [1-9]' "$output" | tail -n 40)")
+	fi
 	summary+=("$(printf '%-10s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
 done
+((!failed)) || printf '%s\n' "${said[@]}"
 echo "--- summary"
 printf '%s\n' "${summary[@]}"
 exit $failed
