@@ -45,8 +45,9 @@ const policy = `
 // pure packages do no IO, do not log and import nothing of ours: they are tables and functions.
 var pure = []string{"runtimeservice/lifecycle", "runtimeservice/ocispec"}
 
-// material is made by this package of test/, which imports nothing of ours: the tests of those that read it may use it.
-const material = "test/hostile"
+// tools are packages of test/ that import nothing of ours: any test may use them. hostile makes what readers are fed
+// with, killpoint kills processes.
+var tools = []string{"test/hostile", "test/killpoint"}
 
 // banned in pure packages.
 var impure = []string{"os/exec", "net", "net/http", "golang.org/x/sys/unix", "k8s.io/klog/v2"}
@@ -153,8 +154,8 @@ func TestImportPolicy(t *testing.T) {
 			}
 		}
 		for _, imp := range append(p.TestImports, p.XTestImports...) {
-			if name, ours := strings.CutPrefix(imp, module+"/"); ours && topFolder(name) == "test" && topFolder(p.name()) != "test" && name != material {
-				t.Errorf("%s's tests import %s: only test/ imports test/, but for %s", p.name(), imp, material)
+			if name, ours := strings.CutPrefix(imp, module+"/"); ours && topFolder(name) == "test" && topFolder(p.name()) != "test" && !slices.Contains(tools, name) {
+				t.Errorf("%s's tests import %s: only test/ imports test/, but for %v", p.name(), imp, tools)
 			}
 		}
 	}
