@@ -16,7 +16,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/invoke"
-	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -29,8 +28,6 @@ const (
 
 	pluginTimeout = 2 * time.Minute // one call of one plugin, within the caller's deadline
 	pipeWait      = time.Second     // for a child of a plugin that ended and left its pipes open
-	maxOutput     = 1 << 20         // of stdout and of stderr
-	maxShown      = 2 << 10         // of output in an error
 	builtInPrefix = "built-in:"     // what FindInPath returns of a plugin in this process
 )
 
@@ -54,13 +51,18 @@ func (p *plugins) FindInPath(plugin string, dirs []string) (string, error) {
 	if err := checkType(plugin); err != nil {
 		return "", err
 	}
+	unusable := ""
 	for _, dir := range dirs {
 		path := filepath.Join(dir, plugin)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		info, err := os.Stat(path)
+		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return path, nil
 		}
+		if err == nil && unusable == "" {
+			unusable = fmt.Sprintf(" (%s is no executable file: %s)", path, info.Mode())
+		}
 	}
-	return "", fmt.Errorf("CNI plugin %s is not in %s, install it there: %w", plugin, strings.Join(dirs, ", "), errdefs.ErrNotFound)
+	return "", fmt.Errorf("CNI plugin %s is not in %s, install it there%s: %w", plugin, strings.Join(dirs, ", "), unusable, errdefs.ErrNotFound)
 }
 
 // ExecPlugin is one call of one plugin. It ends with ctx, and nothing that it started in its process group outlives
@@ -156,50 +158,9 @@ func runProgram(ctx context.Context, path string, stdin []byte, environ []string
 	if err != nil {
 		return nil, pluginError(what, err, stdout.buf.Bytes(), stderr.buf.Bytes())
 	}
+	if err := checkOutput(env(environ, "CNI_COMMAND"), stdin, stdout.buf.Bytes()); err != nil {
+		return nil, fmt.Errorf("%s ended well, but %w", what, err)
+	}
 	klog.FromContext(ctx).V(4).Info("CNI plugin ended", "plugin", path, "command", env(environ, "CNI_COMMAND"), "stderr", shown(stderr.buf.Bytes()))
 	return stdout.buf.Bytes(), nil
-}
-
-// pluginError is the error object that a failing plugin prints, else what there is to say about it.
-func pluginError(what string, err error, stdout, stderr []byte) error {
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	object := &types.Error{}
-	if json.Unmarshal(stdout, object) == nil && object.Msg != "" {
-		if len(object.Error()) > maxShown {
-			object.Msg, object.Details = shown([]byte(object.Error())), ""
-		}
-		if object.Code == types.ErrTryAgainLater {
-			return fmt.Errorf("%s: %w: %w", what, object, errdefs.ErrUnavailable)
-		}
-		return fmt.Errorf("%s: %w", what, object)
-	}
-	return fmt.Errorf("%s: %w, stdout %q, stderr %q", what, err, shown(stdout), shown(stderr))
-}
-
-// shown is the end of an output, where programs say why they fail.
-func shown(out []byte) string {
-	out = bytes.TrimSpace(out)
-	if len(out) > maxShown {
-		out = out[len(out)-maxShown:]
-	}
-	return string(out)
-}
-
-// capped keeps an output of at most maxOutput bytes and ends the plugin that writes more.
-type capped struct {
-	buf  bytes.Buffer // not embedded: its ReadFrom would go round Write
-	full context.CancelCauseFunc
-	what string
-}
-
-func (c *capped) Write(b []byte) (int, error) {
-	if c.buf.Len()+len(b) > maxOutput {
-		err := fmt.Errorf("it wrote more than %d bytes to %s", maxOutput, c.what)
-		c.full(err)
-		return 0, err
-	}
-	return c.buf.Write(b)
 }

@@ -32,7 +32,10 @@ var buildPlugin = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	var err error
+	err := isolate()
+	if err != nil {
+		panic(err)
+	}
 	if pluginDir, err = os.MkdirTemp("", "cni-plugin"); err != nil {
 		panic(err)
 	}
@@ -162,7 +165,7 @@ func TestBadPlugins(t *testing.T) {
 		{"exit", "words on stderr"},
 		{"hang", "deadline"},
 		{"hangchild", "deadline"},
-		{"garbage", "invalid character"},
+		{"garbage", "CNI plugin testplugin ADD ended well, but printed no result: invalid character '}' looking for beginning of value, stdout \"}{ not json\""},
 		{"endless", "more than 1048576 bytes"},
 		{"noips", "no address of eth0"},
 	} {
