@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-vm test-kubelet lint critest guards fuzz bench bench-pull crictl clean
+.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ demo:     ## show a pod from pull to removal, on this machine (root; installs wh
 
 test:     ## lint, unit, root, end-to-end tests, critest and a kubelet (root; installs what is missing)
 	@hack/test.sh
+
+test-net: ## pods, the node and another host reach each other through a real instance, and nothing is left (root)
+	@hack/test.sh network
 
 test-vm:  ## the tests that need a kernel, on cgroup v2 in a virtual machine (root; ARGS: see hack/test-vm.sh)
 	@hack/test-vm.sh $(ARGS)

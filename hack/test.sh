@@ -2,7 +2,8 @@
 # Runs the tests: all stages, or those named: lint unit e2e critest kubelet vm vm-systemd. As root; installs what is
 # missing.
 #   unit   every package's own tests under the race detector, with those that need root
-#   e2e    a real gantry driven over its CRI socket
+#   e2e    a real gantry driven over its CRI socket, with network
+#   network  that alone: its pods, the node and another host ask each other, over real namespaces
 #   critest  the Kubernetes conformance suite against a real gantry
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
@@ -14,8 +15,9 @@ cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
-e2e() { go test -count=1 -timeout 10m ./test/e2e; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
+e2e() { go test -count=1 -timeout 10m ./test/e2e ./test/network; }
+network() { go test -count=1 -timeout 10m -v ./test/network; } # a part of e2e
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
 vm() { hack/test-vm.sh; }
@@ -25,7 +27,7 @@ readonly all=(lint unit e2e critest kubelet vm vm-systemd)
 stages=("$@")
 ((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do
-	[[ " ${all[*]} " == *" $stage "* ]] || die "no stage $stage: there are ${all[*]}"
+	[[ " ${all[*]} network " == *" $stage "* ]] || die "no stage $stage: there are ${all[*]} network"
 done
 
 need_root

@@ -35,6 +35,7 @@ type Config struct {
 	Registry *images.Registry // whose mirrors the instance uses
 	CNIConf  string           // its CNI configuration folder; empty: one without files
 	TOML     string           // its configuration file, which the flags go over
+	Subnets  string           // of the default network, with commas between; empty: one of IPv4
 }
 
 // Instance is a running daemon. Its methods are for one goroutine; the clients are for any.
@@ -121,11 +122,15 @@ func (i *Instance) setUp(cfg Config) error {
 		return err
 	}
 	n := nextNumber()
+	subnets := cfg.Subnets
+	if subnets == "" {
+		subnets = fmt.Sprintf("10.213.%d.0/24", n%256)
+	}
 	i.args = append([]string{"serve", "--config", config,
 		"--root", filepath.Join(i.Dir, "root"), "--run", filepath.Join(i.Dir, "run"), "--socket", i.Socket,
 		"--cni-conf-dir", conf, "--cni-bin-dir", filepath.Join(i.Dir, "cni-bin"), "--registry-config-dir", certs,
 		"--runtime", "runc=" + runc, "--default-runtime", "runc", "--log-level", "4",
-		"--bridge", fmt.Sprintf("gtest%d", n), "--subnet", fmt.Sprintf("10.213.%d.0/24", n%256)}, cfg.Flags...)
+		"--bridge", fmt.Sprintf("gtest%d", n), "--subnet", subnets}, cfg.Flags...)
 	if systemd() {
 		i.args = append(i.args, "--cgroup-driver", "systemd")
 	}

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,14 +56,7 @@ func settle() error {
 	if err := mountOwnCgroups(); err != nil {
 		return err
 	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("finding the loopback link: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("setting the loopback link up: %w", err)
-	}
-	return nil
+	return linkUp("lo", nil)
 }
 
 func runIsolated() (code int, err error) {

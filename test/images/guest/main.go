@@ -4,10 +4,13 @@
 //	guest get URL              prints a page (busybox's static wget crashes where it cannot load the C library's resolver)
 //	guest euid                 prints its effective user id (installed setuid to test no_new_privs)
 //	guest socket FAMILY        makes a socket of an address family, by its number
+//	guest peer ADDRESS...      tells who asks at these addresses, such as [::]:80, from which address he does
+//	guest ask TIME QUESTION... asks as many peers, as tcp/10.1.2.3:80 or udp/..., at once; prints a line for each
 //	guest pause                waits for SIGINT or SIGTERM
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -15,13 +18,16 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gantry-cri/gantry/test/images/peer"
 )
 
 func main() {
 	if len(os.Args) < 2 {
-		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | pause")
+		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | peer ADDRESS... | ask TIME QUESTION... | pause")
 	}
 	switch os.Args[1] {
 	case "web":
@@ -42,12 +48,43 @@ func main() {
 		if _, err := syscall.Socket(family, kind, 0); err != nil {
 			log.Fatalf("socket of family %d: %v", family, err)
 		}
+	case "peer":
+		if _, err := peer.Serve(os.Args[2:]...); err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("serving")
+		wait()
+	case "ask":
+		ask(os.Args[2], os.Args[3:])
 	case "pause":
-		stop := make(chan os.Signal, 1)
-		signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
-		<-stop
+		wait()
 	default:
 		log.Fatalf("unknown command %q", os.Args[1])
+	}
+}
+
+func wait() {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+	<-stop
+}
+
+// ask prints a line for each question: the address that the peer saw, or what went wrong.
+func ask(limit string, questions []string) {
+	most, err := time.ParseDuration(limit)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
+	answers := make([]string, len(questions))
+	var wg sync.WaitGroup
+	for i, q := range questions {
+		wg.Go(func() { answers[i] = peer.Answer(ctx, q) })
+	}
+	wg.Wait()
+	for _, a := range answers {
+		fmt.Println(a)
 	}
 }
 
