@@ -38,8 +38,8 @@ func (n *Networks) reload(ctx context.Context) {
 	} else if c == nil && len(bad) == 0 {
 		c = &conf{}
 	} else if c == nil {
-		first := bad[0]
-		c = &conf{err: fmt.Errorf("no valid CNI configuration, %s: %w: %w", first.file, first.err, errdefs.ErrUnavailable)}
+		first := bad[0] // whatever kind of error that is, it is no pod's
+		c = &conf{err: fmt.Errorf("no valid CNI configuration, %s: %v: %w", first.file, first.err, errdefs.ErrUnavailable)}
 	}
 	logged := map[string]string{}
 	for _, b := range bad {
