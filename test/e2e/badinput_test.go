@@ -41,48 +41,6 @@ func TestBadConfigKey(t *testing.T) {
 	}
 }
 
-func TestBadCNIFile(t *testing.T) {
-	harness.Require(t)
-	conf := t.TempDir()
-	file := filepath.Join(conf, "10-broken.conflist")
-	n := &node{t: t, Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), CNIConf: conf})}
-	if err := os.WriteFile(file, []byte(`{"cniVersion": "1.0.0", "name": `), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var message string
-	n.eventually("the network is reported not ready", func() bool {
-		resp, err := n.Runtime.Status(n.context(), &runtimeapi.StatusRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range resp.GetStatus().GetConditions() {
-			if c.GetType() == runtimeapi.NetworkReady && !c.GetStatus() {
-				if c.GetReason() != "NetworkPluginNotReady" {
-					t.Errorf("reason %q", c.GetReason())
-				}
-				message = c.GetMessage()
-				return true
-			}
-		}
-		return false
-	})
-	if !strings.Contains(message, file) {
-		t.Errorf("the condition does not name %s: %s", file, message)
-	}
-	_, err := n.Runtime.RunPodSandbox(n.context(), &runtimeapi.RunPodSandboxRequest{Config: n.podConfig("pod")})
-	if err == nil || !strings.Contains(err.Error(), file) {
-		t.Errorf("a pod with an unreadable network: %v", err)
-	}
-	n.runPod("hostnet", hostNetwork) // needs no network
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
-	n.eventually("the network is ready again", func() bool {
-		resp, err := n.Runtime.RunPodSandbox(n.context(), &runtimeapi.RunPodSandboxRequest{Config: n.podConfig("pod")})
-		return err == nil && n.removePod(resp.GetPodSandboxId()) == nil
-	})
-}
-
 func TestMissingRuntimeBinary(t *testing.T) {
 	const missing = "/no/such/runtime"
 	n := newNode(t, "--runtime", "missing="+missing)

@@ -2,9 +2,7 @@ package e2e
 
 import (
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -213,52 +211,6 @@ func TestSharedPIDNamespace(t *testing.T) {
 	// An orphan's zombie is reaped by process 1, or the pod's pid space fills up.
 	b.exec("sh", "-c", "(sleep 0.05 &) ; true")
 	n.eventually("orphans are reaped", func() bool { return !strings.Contains(b.exec("sh", "-c", "cat /proc/[0-9]*/stat"), ") Z ") })
-}
-
-func TestPortMapping(t *testing.T) {
-	n := newNode(t)
-	n.pull(images.Web)
-	p := n.runPod("web", func(c *runtimeapi.PodSandboxConfig) {
-		c.PortMappings = []*runtimeapi.PortMapping{
-			{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 12080},
-			{Protocol: runtimeapi.Protocol_TCP, ContainerPort: 80, HostPort: 12081, HostIp: "127.0.0.1"},
-		}
-	})
-	p.run("web", "", func(c *runtimeapi.ContainerConfig) {
-		c.Command, c.Image = nil, &runtimeapi.ImageSpec{Image: images.Web, UserSpecifiedImage: images.Web}
-	})
-	ip := p.status().GetNetwork().GetIp()
-	for _, url := range []string{"http://" + ip + ":80/", "http://127.0.0.1:12080/", "http://127.0.0.1:12081/"} {
-		n.eventually(url+" answers", func() bool {
-			body, err := get(url)
-			return err == nil && body == "Welcome to web\n"
-		})
-	}
-	client := n.runPod("client").run("client", forever, func(c *runtimeapi.ContainerConfig) {
-		c.Image = &runtimeapi.ImageSpec{Image: images.Web, UserSpecifiedImage: images.Web}
-	})
-	for _, url := range []string{"http://" + ip + "/", "http://" + gateway(t, client) + ":12080/"} {
-		if got := client.exec("/nginx", "get", url); got != "Welcome to web\n" {
-			t.Errorf("from another pod, %s: %q", url, got)
-		}
-	}
-	if err := n.removePod(p.id); err != nil {
-		t.Fatal(err)
-	}
-	if body, err := get("http://127.0.0.1:12080/"); err == nil {
-		t.Errorf("the host port of a removed pod still answers: %q", body)
-	}
-}
-
-func get(url string) (string, error) {
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get(url)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return string(body), err
 }
 
 // gateway is the node as a pod sees it.

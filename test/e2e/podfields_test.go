@@ -256,12 +256,3 @@ func TestPodFields(t *testing.T) {
 		},
 	})
 }
-
-// A pod's further addresses are those of the other family, as the network's plugins give them.
-func TestAdditionalIPs(t *testing.T) {
-	n, _ := pluginNode(t)
-	got := n.runPod("both").status().GetNetwork()
-	if got.GetIp() != "10.99.0.2" || len(got.GetAdditionalIps()) != 1 || got.GetAdditionalIps()[0].GetIp() != "fd00:99::2" {
-		t.Errorf("addresses: %v", got)
-	}
-}

@@ -45,6 +45,7 @@ type Instance struct {
 	Dir     string // temporary folder that holds everything of the instance
 	Socket  string // path of the CRI socket
 	LogDir  string // for the pods' log folders; not audited
+	Bridge  string // of the default network
 
 	bin    string
 	args   []string
@@ -122,6 +123,7 @@ func (i *Instance) setUp(cfg Config) error {
 		return err
 	}
 	n := nextNumber()
+	i.Bridge = fmt.Sprintf("gtest%d", n)
 	subnets := cfg.Subnets
 	if subnets == "" {
 		subnets = fmt.Sprintf("10.213.%d.0/24", n%256)
@@ -130,7 +132,7 @@ func (i *Instance) setUp(cfg Config) error {
 		"--root", filepath.Join(i.Dir, "root"), "--run", filepath.Join(i.Dir, "run"), "--socket", i.Socket,
 		"--cni-conf-dir", conf, "--cni-bin-dir", filepath.Join(i.Dir, "cni-bin"), "--registry-config-dir", certs,
 		"--runtime", "runc=" + runc, "--default-runtime", "runc", "--log-level", "4",
-		"--bridge", fmt.Sprintf("gtest%d", n), "--subnet", subnets}, cfg.Flags...)
+		"--bridge", i.Bridge, "--subnet", subnets}, cfg.Flags...)
 	if systemd() {
 		i.args = append(i.args, "--cgroup-driver", "systemd")
 	}

@@ -74,9 +74,7 @@ func TestNetworkReady(t *testing.T) {
 			file := filepath.Join(conf, "10-own.conflist")
 			write := func(text string) {
 				t.Helper()
-				if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-					t.Fatal(err)
-				}
+				must(t, os.WriteFile(file, []byte(text), 0o644))
 			}
 			write(ownList)
 			n := newNode(t, harness.Config{CNIConf: conf, Subnets: dual, TOML: c.toml})
@@ -91,9 +89,7 @@ func TestNetworkReady(t *testing.T) {
 			n.becomesReady()
 			n.pod("mended").within("10.211.0.0/24")
 
-			if err := os.Remove(file); err != nil {
-				t.Fatal(err)
-			}
+			must(t, os.Remove(file))
 			if c.toml == "" {
 				n.eventually("the default network serves", func() bool {
 					p, err := n.try("probe")
@@ -160,18 +156,14 @@ func TestPodCIDR(t *testing.T) {
 	if p := n.pod("after-bad"); len(p.ips()) != 1 || !netip.PrefixFrom(before[0], 24).Masked().Contains(p.ips()[0]) {
 		t.Errorf("after refused CIDRs a pod has %v, one before them %v", p.ips(), before)
 	}
-	if err := give(dual); err != nil {
-		t.Fatal(err)
-	}
+	must(t, give(dual))
 	if err := give(""); err != nil { // a kubelet that knows none yet
 		t.Fatal(err)
 	}
 	first := n.pod("first")
 	first.within("10.212.0.0/24", "fd00:212::/64")
 	ofFirst := first.ips()
-	if err := n.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	must(t, n.Restart(t.Context()))
 	n.pod("second").within("10.212.0.0/24", "fd00:212::/64")
 	for p, want := range map[*pod][]netip.Addr{old: before, first: ofFirst} {
 		if got := p.ips(); !slices.Equal(got, want) {

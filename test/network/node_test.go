@@ -233,6 +233,13 @@ func serve(t testing.TB, addresses ...string) error {
 	return nil
 }
 
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // eventually polls until the condition holds; the bound only decides when a broken test gives up.
 func (n *node) eventually(what string, condition func() bool) {
 	n.t.Helper()

@@ -41,13 +41,9 @@ func TestReach(t *testing.T) {
 	)).serve()
 	client := n.pod("client").serve()
 	host := n.pod("host", hostNetwork).serve(fmt.Sprintf("%s:18090", out.Node[0]), fmt.Sprintf("[%s]:18090", out.Node[1]))
-	if err := out.Do(func() error { return serve(t, "[::]:80") }); err != nil {
-		t.Fatal(err)
-	}
+	must(t, out.Do(func() error { return serve(t, "[::]:80") }))
 	gateways := []netip.Addr{netip.MustParseAddr("10.212.0.1"), netip.MustParseAddr("fd00:212::1")}
-	if err := serve(t, gateways[0].String()+":18091", "["+gateways[1].String()+"]:18091"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, serve(t, gateways[0].String()+":18091", "["+gateways[1].String()+"]:18091"))
 	serverIPs, clientIPs := server.ips(), client.ips()
 	n.eventually("the peers serve", func() bool {
 		answers := here(impatience, []string{peer.Question("tcp", netip.AddrPortFrom(serverIPs[0], 80)),
@@ -115,9 +111,7 @@ func TestReach(t *testing.T) {
 		})
 	})
 	t.Run("removed", func(t *testing.T) {
-		if err := server.remove(); err != nil {
-			t.Fatal(err)
-		}
+		must(t, server.remove())
 		for i := range gateways {
 			expect(t, fromOutside, patience, both("a host port of a removed pod", out.Node[i], 18080, peer.Refused))
 		}
