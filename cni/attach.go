@@ -52,7 +52,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 			return Result{}, err
 		}
 	}
-	caps, err := pod.capabilities(ctx, list)
+	caps, err := pod.capabilities(ctx, list, n.knownPodCIDR())
 	if err != nil {
 		return Result{}, err
 	}

@@ -14,10 +14,13 @@ func BenchmarkPod(b *testing.B) {
 		name     string
 		attached int
 		ports    []PortMapping
+		limits   map[string]string
 	}{
-		{"pods=0", 0, nil},
-		{"pods=200", 200, nil},
-		{"hostport", 0, []PortMapping{{Protocol: "tcp", HostPort: 18200, ContainerPort: 80}}},
+		{"pods=0", 0, nil, nil},
+		{"pods=200", 200, nil, nil},
+		{"hostport", 0, []PortMapping{{Protocol: "tcp", HostPort: 18200, ContainerPort: 80}}, nil},
+		{"ingress", 0, nil, map[string]string{ingress: "8M"}},
+		{"limits", 0, nil, map[string]string{ingress: "8M", egress: "8M"}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			n := newNode(b)
@@ -27,6 +30,7 @@ func BenchmarkPod(b *testing.B) {
 			var in, out []time.Duration
 			for b.Loop() {
 				pod := n.pod(c.ports...)
+				pod.Annotations = c.limits
 				start := time.Now()
 				if _, err := n.Attach(n.ctx, pod); err != nil {
 					b.Fatal(err)

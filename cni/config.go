@@ -60,6 +60,11 @@ func (n *Networks) reload(ctx context.Context) {
 		logger.Info("Network is ready with the default network", "bridge", n.cfg.Bridge)
 	default:
 		logger.Info("Network is ready", "network", c.list.Name, "path", c.file)
+		if first := c.list.Plugins[0]; first.Network.Type == bridge.Type {
+			if err := bridge.CheckKeys(first.Bytes); err != nil {
+				logger.Info("Configuration has a key that gantry-bridge does not know and ignores", "reason", err.Error(), "path", c.file)
+			}
+		}
 	}
 }
 
@@ -190,7 +195,7 @@ func defaultList(bridgeName string, subnets []netip.Prefix) (*libcni.NetworkConf
 		"cniVersion": version.Current(), "name": "gantry",
 		"plugins": []any{map[string]any{
 			"type": bridge.Type, "bridge": bridgeName, "isGateway": true, "ipMasq": true, "hairpinMode": true,
-			"subnets": subnets, "capabilities": map[string]bool{"portMappings": true},
+			"subnets": subnets, "capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
 		}},
 	})
 	if err != nil {

@@ -121,6 +121,9 @@ func (n *node) audit() {
 	if _, err := netlink.LinkByName(n.cfg.Bridge); err == nil {
 		n.t.Errorf("bridge %s is left", n.cfg.Bridge)
 	}
+	if left := n.ifbs(); len(left) > 0 {
+		n.t.Errorf("left behind: links %v", left)
+	}
 	tables, err := (&nftables.Conn{}).ListTables()
 	if err != nil {
 		n.t.Error(err)

@@ -122,7 +122,8 @@ func (n *Networks) Close() error {
 // Status is nil when pods can be attached, else the reason (ErrUnavailable). It answers from memory.
 func (n *Networks) Status() error { return n.conf.Load().err }
 
-// SetPodCIDR sets the subnets of the default network: one prefix, or two of different families with a comma between.
+// SetPodCIDR sets the subnets of the default network, and of plugins that have the capability ipRanges: one prefix, or
+// two of different families with a comma between.
 // It counts from the next Attach on and is remembered. Empty means no change, as the kubelet's empty pod CIDR does.
 func (n *Networks) SetPodCIDR(cidrs string) error {
 	if cidrs == "" {
@@ -139,6 +140,12 @@ func (n *Networks) SetPodCIDR(cidrs string) error {
 	}
 	n.podCIDR, n.defaultList = subnets, nil
 	return nil
+}
+
+func (n *Networks) knownPodCIDR() []netip.Prefix {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.podCIDR
 }
 
 func parseCIDRs(cidrs string) ([]netip.Prefix, error) {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -22,15 +23,13 @@ type Config struct {
 	Hairpin    bool
 	Gateway    bool
 	Masquerade bool
-	Ranges     [][]ipam.Range
+	Ranges     [][]ipam.Range // none = those of the capability ipRanges, which is not known yet
 	Routes     []Route
+	Default    bool // default routes by the gateways, beside Routes
 	Ports      []PortMapping
-}
-
-// Route is an extra or default route of the pod.
-type Route struct {
-	Dst netip.Prefix
-	GW  netip.Addr // zero = the gateway of the family
+	Bandwidth  Bandwidth
+	MAC        net.HardwareAddr // of the pod; nil = that of its first address
+	Announce   bool             // tell the neighbours the pod's MAC, since it does not follow from the address
 }
 
 // PortMapping is one entry of the capability portMappings.
@@ -43,28 +42,35 @@ type PortMapping struct {
 
 // rawConfig is the JSON of a configuration as libcni passes it.
 type rawConfig struct {
-	CNIVersion  string          `json:"cniVersion"`
-	Name        string          `json:"name"`
-	Bridge      string          `json:"bridge"`
-	MTU         int             `json:"mtu"`
-	HairpinMode bool            `json:"hairpinMode"`
-	IsGateway   *bool           `json:"isGateway"`
-	IPMasq      bool            `json:"ipMasq"`
-	Subnets     []string        `json:"subnets"`
-	Ranges      [][]rawRange    `json:"ranges"`
-	Routes      []rawRoute      `json:"routes"`
-	PrevResult  json.RawMessage `json:"prevResult"`
-	Runtime     struct {
-		PortMappings []rawPort `json:"portMappings"`
-	} `json:"runtimeConfig"`
+	CNIVersion  string       `json:"cniVersion"`
+	Name        string       `json:"name"`
+	Bridge      string       `json:"bridge"`
+	MTU         int          `json:"mtu"`
+	HairpinMode bool         `json:"hairpinMode"`
+	IsGateway   *bool        `json:"isGateway"`
+	IPMasq      bool         `json:"ipMasq"`
+	Subnets     []string     `json:"subnets"`
+	Ranges      [][]rawRange `json:"ranges"`
+	Routes      []rawRoute   `json:"routes"`
+	IsDefaultGW *bool        `json:"isDefaultGateway"`
+	Runtime     rawRuntime   `json:"runtimeConfig"`
+	// ------ the runtime's, here for CheckKeys ------
+	Type         string          `json:"type"`
+	Capabilities map[string]bool `json:"capabilities"`
+	PrevResult   json.RawMessage `json:"prevResult"`
+	Args         json.RawMessage `json:"args"`
+}
+
+// rawRuntime is what the capabilities bring.
+type rawRuntime struct {
+	PortMappings []rawPort    `json:"portMappings"`
+	Bandwidth    Bandwidth    `json:"bandwidth"`
+	IPRanges     [][]rawRange `json:"ipRanges"`
+	MAC          string       `json:"mac"`
 }
 
 type rawRange struct {
 	Subnet, RangeStart, RangeEnd, Gateway string
-}
-
-type rawRoute struct {
-	Dst, GW string
 }
 
 type rawPort struct {
@@ -104,12 +110,16 @@ func (raw *rawConfig) parse() (*Config, error) {
 		return nil, err
 	}
 	cfg.Ranges = sets
-	for _, r := range raw.Routes {
-		route, err := r.parse()
-		if err != nil {
-			return nil, err
-		}
-		cfg.Routes = append(cfg.Routes, route)
+	if err := raw.routes(cfg); err != nil {
+		return nil, err
+	}
+	cfg.Bandwidth = raw.Runtime.Bandwidth
+	if err := cfg.Bandwidth.check(); err != nil {
+		return nil, err
+	}
+	cfg.Announce = raw.Capabilities["mac"]
+	if cfg.MAC, err = parseMAC(raw.Runtime.MAC); err != nil {
+		return nil, err
 	}
 	for _, p := range raw.Runtime.PortMappings {
 		port, err := p.parse()
@@ -127,6 +137,11 @@ func (raw *rawConfig) rangeSets() ([][]ipam.Range, error) {
 	sets := raw.Ranges
 	for _, s := range raw.Subnets {
 		sets = append(sets, []rawRange{{Subnet: s}})
+	}
+	if len(raw.Runtime.IPRanges) > 0 {
+		sets = raw.Runtime.IPRanges // the node's pod CIDR, as in the default network
+	} else if len(sets) == 0 && raw.Capabilities["ipRanges"] {
+		return nil, nil
 	}
 	if len(sets) == 0 || len(sets) > 8 {
 		return nil, fmt.Errorf("subnets and ranges have %d sets, 1-8 are possible: %w", len(sets), errdefs.ErrInvalidArgument)
@@ -176,19 +191,6 @@ func (r rawRange) parse() (ipam.Range, error) {
 		}
 	}
 	return ipam.NewRange(subnet, addrs[0], addrs[1], addrs[2])
-}
-
-func (r rawRoute) parse() (route Route, err error) {
-	if route.Dst, err = netip.ParsePrefix(r.Dst); err != nil {
-		return route, fmt.Errorf("route dst %q is no prefix: %w", r.Dst, errdefs.ErrInvalidArgument)
-	}
-	route.Dst = route.Dst.Masked()
-	if r.GW != "" {
-		if route.GW, err = netip.ParseAddr(r.GW); err != nil || route.GW.Is4() != route.Dst.Addr().Is4() || route.GW.Zone() != "" {
-			return route, fmt.Errorf("route gw %q is no address of the family of %s: %w", r.GW, route.Dst, errdefs.ErrInvalidArgument)
-		}
-	}
-	return route, nil
 }
 
 func (r rawPort) parse() (PortMapping, error) {

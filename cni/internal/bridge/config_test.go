@@ -107,7 +107,7 @@ func FuzzParse(f *testing.F) {
 		}
 		_, _ = cfg.hostPorts(addrs)
 		for _, r := range cfg.podRoutes(addrs) {
-			addRoute(1, r.Dst, r.GW).Serialize()
+			r.add(1).Serialize()
 		}
 		for _, g := range cfg.gateways() {
 			addAddress(1, g).Serialize()

@@ -32,8 +32,11 @@ func HostLink(pod string) string {
 // is ever wrong, whoever had the address before.
 func mac(a netip.Addr) net.HardwareAddr {
 	b := a.AsSlice()
-	return append(net.HardwareAddr{0x0a, 0x58}, b[len(b)-4:]...)
+	return slices.Concat(macPrefix, b[len(b)-4:])
 }
+
+// macPrefix starts the hardware addresses that mac makes. It is of the locally administered ones.
+var macPrefix = net.HardwareAddr{0x0a, 0x58}
 
 // veth is the pair of a pod.
 type veth struct {
@@ -43,6 +46,8 @@ type veth struct {
 	mtu       int
 	bridge    int // index
 	hairpin   bool
+	shape     *shaping // nil = no limits
+	announce  bool
 }
 
 // create makes the pair with the pod's end in the pod's namespace and the host's end on the bridge and up. The pod's
@@ -66,7 +71,11 @@ func (v *veth) create(host *rtnl) error {
 	if haveIPv6() {
 		attrs = append(attrs, noLinkLocal())
 	}
-	errs, err := host.do(create, request(unix.RTM_NEWLINK, 0, ifinfo(0, true), attrs...))
+	set := request(unix.RTM_NEWLINK, 0, ifinfo(0, true), attrs...)
+	if v.shape != nil {
+		return v.createShaped(host, create, set)
+	}
+	errs, err := host.do(create, set)
 	if err != nil {
 		return errors.Join(err, deleteLink(host, v.host))
 	}
@@ -87,6 +96,11 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 		if err := writeSysctl("net/ipv6/conf/"+v.pod+"/accept_ra", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		if v.announce {
+			if err := v.announceChanges(); err != nil {
+				return err
+			}
+		}
 		pod, err = newRTNL()
 		return err
 	})
@@ -99,15 +113,21 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 		return err
 	}
 	up := request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))
-	if haveIPv6() && !slices.ContainsFunc(addrs, func(a ipam.Address) bool { return a.Prefix.Addr().Is6() }) {
+	if haveIPv6() {
 		up.AddData(noLinkLocal())
+	}
+	if slices.ContainsFunc(addrs, func(a ipam.Address) bool { return a.Prefix.Addr().Is6() }) {
+		addrs = append(slices.Clip(addrs), ipam.Address{Prefix: linkLocal(v.mac)})
 	}
 	reqs := []*nl.NetlinkRequest{loopbackUp(), up}
 	for _, a := range addrs {
 		reqs = append(reqs, addAddress(link.index, a.Prefix))
 	}
 	for _, r := range routes {
-		reqs = append(reqs, addRoute(link.index, r.Dst, r.GW))
+		reqs = append(reqs, r.add(link.index))
+	}
+	if v.announce {
+		reqs = append(reqs, request(unix.RTM_NEWLINK, 0, ifinfo(link.index, false), nl.NewRtAttr(unix.IFLA_ADDRESS, v.mac)))
 	}
 	errs, err := pod.do(reqs...)
 	if err != nil {
@@ -120,6 +140,7 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 	for _, r := range routes {
 		what = append(what, fmt.Sprintf("route to %s via %s", r.Dst, r.GW))
 	}
+	what = append(what, "announcing "+v.mac.String())
 	for i, err := range errs {
 		if err != nil {
 			return fmt.Errorf("%s: %w", what[i], err)
@@ -128,8 +149,24 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 	return nil
 }
 
+// announceChanges lets the pod's end tell its neighbours when its hardware address is set, which configure does once
+// the addresses are there: an earlier pod may have had them with another one.
+func (v *veth) announceChanges() error {
+	err := writeSysctl("net/ipv4/conf/"+v.pod+"/arp_notify", "1")
+	if v6 := writeSysctl("net/ipv6/conf/"+v.pod+"/ndisc_notify", "1"); !errors.Is(v6, fs.ErrNotExist) {
+		err = errors.Join(err, v6)
+	}
+	return err
+}
+
+// linkLocal is the IPv6 address that follows from a hardware address (RFC 4291, appendix A).
+func linkLocal(m net.HardwareAddr) netip.Prefix {
+	a := netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+	return netip.PrefixFrom(a, 64)
+}
+
 // noLinkLocal keeps the kernel from giving a link an IPv6 address of its own, which it would announce and check for
-// duplicates with packets to every pod on the bridge.
+// duplicates with packets to every pod on the bridge. What needs one gets linkLocal.
 func noLinkLocal() *nl.RtAttr {
 	return nest(unix.IFLA_AF_SPEC, nest(unix.AF_INET6, nl.NewRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(nl.IN6_ADDR_GEN_MODE_NONE))))
 }

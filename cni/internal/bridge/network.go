@@ -127,7 +127,7 @@ func (n *network) ensure(p *Plugin, cfg *Config) (bridgeLink, error) {
 	if err := p.table.SetNetwork(n.name, n.rec.table()); err != nil {
 		return bridgeLink{}, err
 	}
-	br, err := cfg.makeBridge(p.host)
+	br, err := cfg.makeBridge(p.host, slices.Contains(n.rec.Made, cfg.Bridge))
 	if err != nil {
 		return bridgeLink{}, fmt.Errorf("making bridge %s of network %s: %w", cfg.Bridge, n.name, err)
 	}
@@ -184,8 +184,9 @@ func (c *Config) has(is4 bool) bool {
 }
 
 // makeBridge makes the bridge or takes the one that is there (of an earlier process, of another that is just as fast,
-// or the operator's), and gives it addresses, sysctls and the up flag.
-func (c *Config) makeBridge(host *rtnl) (bridgeLink, error) {
+// or the operator's), and gives it addresses, sysctls and the up flag; the MTU too if the bridge is one that was made
+// here, since a bridge whose MTU nobody set takes that of its ports, and 1500 when it has none.
+func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 	mtu := c.MTU
 	if mtu == 0 {
 		mtu = uplinkMTU(host)
@@ -193,7 +194,7 @@ func (c *Config) makeBridge(host *rtnl) (bridgeLink, error) {
 	// A fixed hardware address, else the bridge takes the lowest of its ports' and pods' neighbour entries go stale.
 	hw := mac(c.Ranges[0][0].Gateway)
 	errs, err := host.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, false),
-		str(unix.IFLA_IFNAME, c.Bridge), u32(unix.IFLA_MTU, uint32(mtu)), nl.NewRtAttr(unix.IFLA_ADDRESS, hw),
+		str(unix.IFLA_IFNAME, c.Bridge), nl.NewRtAttr(unix.IFLA_ADDRESS, hw),
 		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "bridge"))))
 	if err == nil && !errors.Is(errs[0], unix.EEXIST) {
 		err = errs[0]
@@ -211,7 +212,12 @@ func (c *Config) makeBridge(host *rtnl) (bridgeLink, error) {
 	if err := c.setSysctls(); err != nil {
 		return bridgeLink{}, err
 	}
-	reqs := []*nl.NetlinkRequest{request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))}
+	up := request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))
+	if own {
+		link.mtu = mtu
+		up.AddData(u32(unix.IFLA_MTU, uint32(mtu)))
+	}
+	reqs := []*nl.NetlinkRequest{up}
 	gateways := c.gateways()
 	for _, g := range gateways {
 		reqs = append(reqs, addAddress(link.index, g))

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,8 @@ type Plugin struct {
 	defaultBridge string
 	table         *nft.Table
 	host          *rtnl // the node's network namespace
+	ifbPrefix     string
+	ifbs          reaper // of limits of pods that are gone
 
 	mu       sync.Mutex
 	networks map[string]*network
@@ -45,7 +48,7 @@ type Args struct {
 
 // Open reads the state of all networks from dir. The kernel is not touched before the first use.
 func Open(ctx context.Context, dir, defaultBridge, table string) (*Plugin, error) {
-	p := &Plugin{dir: dir, defaultBridge: defaultBridge, networks: map[string]*network{}}
+	p := &Plugin{dir: dir, defaultBridge: defaultBridge, ifbPrefix: ifbPrefix(table), networks: map[string]*network{}}
 	root := filepath.Join(dir, "networks")
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("making network directory: %w", err)
@@ -79,6 +82,7 @@ func Open(ctx context.Context, dir, defaultBridge, table string) (*Plugin, error
 
 // Close closes sockets and journals. Bridges, veths and the table stay.
 func (p *Plugin) Close() error {
+	p.ifbs.close()
 	errs := []error{p.host.close(), p.table.Close()}
 	for _, n := range p.all() {
 		errs = append(errs, n.pool.Close())
@@ -136,6 +140,9 @@ func (p *Plugin) add(ctx context.Context, args Args) (types.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.MAC != nil && bytes.Equal(cfg.MAC, br.mac) {
+		return nil, fmt.Errorf("mac %s is that of bridge %s: %w", cfg.MAC, cfg.Bridge, errdefs.ErrInvalidArgument)
+	}
 
 	var done undo
 	addrs, err := n.pool.Allocate(args.ContainerID, cfg.Ranges)
@@ -149,6 +156,9 @@ func (p *Plugin) add(ctx context.Context, args Args) (types.Result, error) {
 	if err == nil {
 		done = append(done, func() error { return p.table.Unpublish(args.ContainerID) })
 		err = ctx.Err()
+	}
+	if err == nil && cfg.Bandwidth.EgressRate > 0 {
+		err = p.ifbs.wait(ctx, p.ifbLink(args.ContainerID))
 	}
 	if err == nil {
 		if err = p.link(ns, args, cfg, br, addrs); err != nil && p.isGone(br) { // somebody deleted the bridge
@@ -173,18 +183,28 @@ func (p *Plugin) parse(stdin []byte) (*Config, error) {
 	if cfg.Bridge == "" {
 		cfg.Bridge = p.defaultBridge
 	}
+	if len(cfg.Ranges) == 0 {
+		return nil, fmt.Errorf("network %s has the node's pod CIDR for its addresses, which is not known yet: %w", cfg.Network, errdefs.ErrUnavailable)
+	}
 	return cfg, nil
 }
 
 // link makes the pod's veth. It leaves no link when it fails.
 func (p *Plugin) link(ns *os.File, args Args, cfg *Config, br bridgeLink, addrs []ipam.Address) error {
-	v := veth{host: HostLink(args.ContainerID), pod: args.IfName, mac: mac(addrs[0].Prefix.Addr()),
-		ns: int(ns.Fd()), mtu: br.mtu, bridge: br.index, hairpin: cfg.Hairpin}
+	v := veth{host: HostLink(args.ContainerID), pod: args.IfName, mac: cfg.podMAC(addrs),
+		ns: int(ns.Fd()), mtu: br.mtu, bridge: br.index, hairpin: cfg.Hairpin, announce: cfg.Announce}
+	if cfg.Bandwidth != (Bandwidth{}) {
+		v.shape = &shaping{cfg.Bandwidth, p.ifbLink(args.ContainerID)}
+	}
 	if err := v.create(p.host); err != nil {
 		return fmt.Errorf("making link %s on bridge %s: %w", v.host, cfg.Bridge, err)
 	}
 	if err := v.configure(addrs, cfg.podRoutes(addrs)); err != nil {
-		return errors.Join(fmt.Errorf("configuring %s of the pod: %w", v.pod, err), p.RemoveLink(args.ContainerID))
+		err = errors.Join(fmt.Errorf("configuring %s of the pod: %w", v.pod, err), p.RemoveLink(args.ContainerID))
+		if cfg.Bandwidth.EgressRate > 0 {
+			err = errors.Join(err, deleteLink(p.host, v.shape.ifb))
+		}
+		return err
 	}
 	return nil
 }
@@ -194,47 +214,17 @@ func (p *Plugin) isGone(br bridgeLink) bool {
 	return errors.Is(err, errdefs.ErrNotFound)
 }
 
-// podRoutes are the routes of the pod: those of the configuration, else a default route per family.
-func (c *Config) podRoutes(addrs []ipam.Address) []Route {
-	gateway := func(is4 bool) netip.Addr {
-		for _, a := range addrs {
-			if a.Gateway.Is4() == is4 {
-				return a.Gateway
-			}
-		}
-		return netip.Addr{}
-	}
-	var routes []Route
-	for _, r := range c.Routes {
-		if !r.GW.IsValid() {
-			r.GW = gateway(r.Dst.Addr().Is4())
-		}
-		if r.GW.IsValid() { // else the pod has no address of that family
-			routes = append(routes, r)
-		}
-	}
-	if len(c.Routes) > 0 || !c.Gateway {
-		return routes
-	}
-	for _, dst := range []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)} {
-		if gw := gateway(dst.Addr().Is4()); gw.IsValid() {
-			routes = append(routes, Route{Dst: dst, GW: gw})
-		}
-	}
-	return routes
-}
-
 func (c *Config) result(args Args, br bridgeLink, addrs []ipam.Address) *types100.Result {
 	result := &types100.Result{CNIVersion: types100.ImplementedSpecVersion, Interfaces: []*types100.Interface{
 		{Name: c.Bridge, Mac: br.mac.String()},
 		{Name: HostLink(args.ContainerID)},
-		{Name: args.IfName, Mac: mac(addrs[0].Prefix.Addr()).String(), Sandbox: args.NetNS},
+		{Name: args.IfName, Mac: c.podMAC(addrs).String(), Sandbox: args.NetNS},
 	}}
 	for _, a := range addrs {
 		result.IPs = append(result.IPs, &types100.IPConfig{Interface: types100.Int(2), Address: ipNet(a.Prefix), Gateway: a.Gateway.AsSlice()})
 	}
 	for _, r := range c.podRoutes(addrs) {
-		result.Routes = append(result.Routes, &types.Route{Dst: ipNet(r.Dst), GW: r.GW.AsSlice()})
+		result.Routes = append(result.Routes, r.result())
 	}
 	return result
 }
@@ -247,7 +237,10 @@ func ipNet(p netip.Prefix) net.IPNet {
 // but the network's name, and neither the namespace nor the veth to be there.
 func (p *Plugin) del(ctx context.Context, args Args) error {
 	var conf struct {
-		Name string `json:"name"`
+		Name    string `json:"name"`
+		Runtime struct {
+			Bandwidth Bandwidth `json:"bandwidth"`
+		} `json:"runtimeConfig"`
 	}
 	if err := json.Unmarshal(args.Stdin, &conf); err != nil {
 		return fmt.Errorf("parsing configuration of gantry-bridge: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -256,6 +249,9 @@ func (p *Plugin) del(ctx context.Context, args Args) error {
 	if disable := disablePort(p.host, HostLink(args.ContainerID)); disable != nil {
 		klog.FromContext(ctx).V(4).Info("Delete a link that cannot be disabled", "pod", args.ContainerID, "reason", disable)
 		err = errors.Join(err, p.RemoveLink(args.ContainerID))
+	}
+	if conf.Runtime.Bandwidth.EgressRate > 0 {
+		p.ifbs.add(ctx, p.ifbLink(args.ContainerID))
 	}
 	if err != nil {
 		return err // the addresses stay the pod's while it may still answer on them

@@ -218,22 +218,3 @@ func broadcast(p netip.Prefix) netip.Addr {
 	binary.BigEndian.PutUint32(a[:], binary.BigEndian.Uint32(a[:])|uint32(1<<(32-p.Bits())-1))
 	return netip.AddrFrom4(a)
 }
-
-func addRoute(index int, dst netip.Prefix, gw netip.Addr) *nl.NetlinkRequest {
-	m := nl.NewRtMsg()
-	m.Family = unix.AF_INET
-	if dst.Addr().Is6() {
-		m.Family = unix.AF_INET6
-	}
-	m.Dst_len = uint8(dst.Bits())
-	attrs := []*nl.RtAttr{u32(unix.RTA_OIF, uint32(index))}
-	if gw.IsValid() {
-		attrs = append(attrs, addrAttr(unix.RTA_GATEWAY, gw))
-	} else {
-		m.Scope = unix.RT_SCOPE_LINK
-	}
-	if dst.Bits() > 0 {
-		attrs = append(attrs, addrAttr(unix.RTA_DST, dst.Addr()))
-	}
-	return request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, m, attrs...)
-}

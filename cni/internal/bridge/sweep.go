@@ -20,8 +20,19 @@ func (p *Plugin) Sweep(ctx context.Context, live map[string]bool) error {
 	for pod := range live {
 		names[HostLink(pod)] = true
 	}
-	var errs []error
+	ifbs, err := p.listIFBs()
+	errs := []error{err}
+	keep := map[string]bool{}
+	for pod := range live {
+		keep[p.ifbLink(pod)] = true
+	}
 	links := 0
+	for _, l := range ifbs {
+		if !keep[l] {
+			links++
+			p.ifbs.add(ctx, l)
+		}
+	}
 	for _, bridge := range p.bridges() {
 		ports, err := p.podLinks(bridge)
 		errs = append(errs, err)
@@ -67,6 +78,15 @@ func (p *Plugin) Teardown(ctx context.Context) error {
 		p.mu.Lock()
 		delete(p.networks, n.name)
 		p.mu.Unlock()
+	}
+	ifbs, err := p.listIFBs()
+	if err != nil {
+		errs = append(errs, err)
+	}
+	for _, l := range ifbs { // which the reaper has not come to
+		if err := deleteLink(p.host, l); err != nil {
+			errs = append(errs, fmt.Errorf("deleting link %s: %w", l, err))
+		}
 	}
 	if len(errs) == 0 {
 		errs = append(errs, p.table.Delete())

@@ -1,0 +1,98 @@
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"k8s.io/klog/v2"
+)
+
+// reaper deletes links in the background, one after the other: the kernel answers a deletion after RCU grace periods,
+// tens of milliseconds that no StopPodSandbox should wait for. It has a goroutine only while there is something to
+// delete, and a socket of its own, so that nobody waits for its answers. What close leaves is the next start's, whose
+// Sweep finds it.
+type reaper struct {
+	mu      sync.Mutex
+	pending map[string]chan struct{} // link -> closed once its turn is over
+	queue   []string
+	closed  bool
+	running sync.WaitGroup
+}
+
+// add queues a link, once.
+func (r *reaper) add(ctx context.Context, link string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.pending[link] != nil {
+		return
+	}
+	if r.pending == nil {
+		r.pending = map[string]chan struct{}{}
+	}
+	r.pending[link] = make(chan struct{})
+	r.queue = append(r.queue, link)
+	if len(r.pending) == 1 {
+		logger := klog.FromContext(ctx)
+		r.running.Go(func() { r.run(logger) })
+	}
+}
+
+// wait returns once the link, which is about to be made anew, is not to be deleted any more.
+func (r *reaper) wait(ctx context.Context, link string) error {
+	r.mu.Lock()
+	done := r.pending[link]
+	r.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("waiting until link %s of an earlier attempt is gone: %w", link, ctx.Err())
+	}
+}
+
+func (r *reaper) run(logger klog.Logger) {
+	host, err := newRTNL()
+	if err == nil {
+		defer host.close()
+	}
+	for {
+		r.mu.Lock()
+		if r.closed {
+			r.queue = nil
+		}
+		if len(r.queue) == 0 {
+			r.mu.Unlock()
+			return
+		}
+		link := r.queue[0]
+		r.queue = r.queue[1:]
+		r.mu.Unlock()
+		failed := err
+		if failed == nil {
+			failed = deleteLink(host, link)
+		}
+		if failed != nil {
+			logger.Error(failed, "Left a link behind until the next start", "link", link)
+		}
+		r.mu.Lock()
+		close(r.pending[link])
+		delete(r.pending, link)
+		last := len(r.pending) == 0
+		r.mu.Unlock()
+		if last {
+			return
+		}
+	}
+}
+
+// close ends the work after the link that is being deleted.
+func (r *reaper) close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.running.Wait()
+}

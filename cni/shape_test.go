@@ -1,0 +1,276 @@
+package cni
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/gantry-cri/gantry/cni/internal/bridge"
+)
+
+const (
+	ingress = "kubernetes.io/ingress-bandwidth"
+	egress  = "kubernetes.io/egress-bandwidth"
+)
+
+// ifbs are the links of egress limits that belong to this instance.
+func (n *node) ifbs() []string {
+	sum := sha256.Sum256([]byte(n.cfg.Table))
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		n.t.Error(err)
+	}
+	var names []string
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, "gi"+hex.EncodeToString(sum[:])[:4]) {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
+// queue is the token bucket of a link, nil when it has none.
+func queue(t *testing.T, name string) *netlink.Tbf {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := netlink.QdiscList(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range all {
+		if tbf, ok := q.(*netlink.Tbf); ok {
+			return tbf
+		}
+	}
+	return nil
+}
+
+// overlimits is how often a queue of the link held a packet up.
+func overlimits(t *testing.T, name string) uint32 {
+	t.Helper()
+	q := queue(t, name)
+	if q == nil || q.Attrs().Statistics == nil || q.Attrs().Statistics.Queue == nil {
+		t.Fatalf("link %s has no token bucket with statistics", name)
+	}
+	return q.Attrs().Statistics.Queue.Overlimits
+}
+
+// sends lets one namespace send to the address of another for a while and returns the bytes that came in and how long
+// they took.
+func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) (float64, time.Duration) {
+	t.Helper()
+	var l net.Listener
+	inNS(t, to, func() (err error) { l, err = net.Listen("tcp", at(addr, 0).String()); return err })
+	defer l.Close()
+	var c net.Conn
+	start := time.Now()
+	inNS(t, from, func() (err error) { c, err = net.DialTimeout("tcp", l.Addr().String(), 10*time.Second); return err })
+	_ = c.(*net.TCPConn).SetLinger(0) // what is not sent yet would keep the namespace alive
+	go func() {
+		defer c.Close()
+		_ = c.SetWriteDeadline(start.Add(while))
+		for buf := make([]byte, 64<<10); ; {
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	}()
+	r, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	_ = r.SetReadDeadline(start.Add(while))
+	got, err := io.Copy(io.Discard, r)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal(err)
+	}
+	return float64(got), time.Since(start)
+}
+
+// TestBandwidth limits a pod in both directions, for both families, and another not at all.
+func TestBandwidth(t *testing.T) {
+	n := newNode(t, dual)
+	slow, free := n.pod(), n.pod()
+	slow.Annotations = map[string]string{ingress: "8M", egress: "4M"}
+	result, err := n.Attach(n.ctx, slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.detach(slow) })
+	other, err := n.Attach(n.ctx, free)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.detach(free) })
+	ifbs := n.ifbs()
+	if len(ifbs) != 1 {
+		t.Fatalf("links %v, want the one of the pod with an egress limit", ifbs)
+	}
+	host := bridge.HostLink(slow.ID)
+	for link, rate := range map[string]uint64{host: 1e6, ifbs[0]: 5e5} {
+		q := queue(t, link)
+		if q == nil {
+			t.Fatalf("link %s has no token bucket", link)
+		}
+		burst := float64(q.Buffer) / netlink.TickInUsec() * float64(rate) / 1e6
+		if q.Rate != rate || burst < bridge.MinBurst/8*0.99 || burst > bridge.MinBurst/8*1.01 || q.Limit != uint32(bridge.MinBurst/8+rate/20) {
+			t.Errorf("link %s: %d bytes/s, burst %.0f, limit %d", link, q.Rate, burst, q.Limit)
+		}
+	}
+	if q := queue(t, bridge.HostLink(free.ID)); q != nil {
+		t.Error("a pod without limits has a queue")
+	}
+	while := 300 * time.Millisecond
+	within := func(what string, got float64, took time.Duration, rate float64) {
+		t.Helper()
+		most := bridge.MinBurst/8 + rate*took.Seconds()*1.5
+		t.Logf("%s: %.0f bytes in %s, at most %.0f", what, got, took, most)
+		if got > most || got < 1500 {
+			t.Errorf("%s: %.0f bytes in %s, want some and at most %.0f", what, got, took, most)
+		}
+	}
+	for i, ip := range result.IPs {
+		got, took := sends(t, free.NetNS, slow.NetNS, ip, while)
+		within("ingress of "+ip.String(), got, took, 1e6)
+		got, took = sends(t, slow.NetNS, free.NetNS, other.IPs[i], while)
+		within("egress of "+ip.String(), got, took, 5e5)
+	}
+	if overlimits(t, host) == 0 || overlimits(t, ifbs[0]) == 0 {
+		t.Error("a limit held no packet up")
+	}
+	// Everything that the pod's root can do leaves the egress limit as it is.
+	inNS(t, slow.NetNS, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			qdiscs, err := netlink.QdiscList(l)
+			if err != nil {
+				return err
+			}
+			for _, q := range qdiscs {
+				if q.Type() == "tbf" || q.Type() == "ingress" {
+					t.Errorf("the pod has %s on %s", q.Type(), l.Attrs().Name)
+				}
+				_ = netlink.QdiscDel(q)
+			}
+		}
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return errors.Join(netlink.LinkSetTxQLen(eth, 100000), netlink.LinkSetMTU(eth, 9000),
+			netlink.QdiscReplace(&netlink.PfifoFast{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: eth.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}}))
+	})
+	got, took := sends(t, slow.NetNS, free.NetNS, other.IPs[0], while)
+	within("egress of a privileged pod", got, took, 5e5)
+	got, took = sends(t, free.NetNS, "/proc/self/ns/net", netip.MustParseAddr("10.213.0.1"), while)
+	if t.Logf("no limit: %.0f bytes in %s", got, took); got < 2e6 {
+		t.Errorf("%.0f bytes of a pod without limits in %s: the test's limits are not what limits", got, took)
+	}
+}
+
+// TestBandwidthRates makes limits of all sizes.
+func TestBandwidthRates(t *testing.T) {
+	n := newNode(t)
+	for rate, want := range map[string]uint64{"1k": 125, "10G": 125e7, "100G": 125e8, "1P": 125e12} {
+		pod := n.pod()
+		pod.Annotations = map[string]string{ingress: rate}
+		n.attach(pod)
+		q := queue(t, bridge.HostLink(pod.ID))
+		if q == nil {
+			t.Fatalf("%s: no token bucket", rate)
+		}
+		if q.Rate != want {
+			t.Errorf("%s: %d bytes/s, want %d", rate, q.Rate, want)
+		}
+	}
+	if ifbs := n.ifbs(); len(ifbs) > 0 {
+		t.Errorf("links %v of pods without egress limits", ifbs)
+	}
+}
+
+// TestBandwidthKilled looks for what limits leave behind when the daemon dies.
+func TestBandwidthKilled(t *testing.T) {
+	n := newNode(t)
+	limited := func() Pod {
+		pod := n.pod()
+		pod.Annotations = map[string]string{ingress: "8M", egress: "8M"}
+		n.attach(pod)
+		return pod
+	}
+	live := limited()
+	keep := n.ifbs()
+	detached, dead, lost := limited(), limited(), limited()
+	if len(n.ifbs()) != 4 {
+		t.Fatalf("links %v, want four", n.ifbs())
+	}
+	n.detach(detached)
+	if err := n.Networks.Close(); err != nil { // before the links' removal has come far
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(n.cfg.StateDir, "attachments"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString(`{"k":"` + lost.ID + `"}` + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	n.open()
+	if err := n.GC(n.ctx, []string{live.ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "only the live pod's link is left", func() bool { return slices.Equal(n.ifbs(), keep) })
+	if _, err := netlink.LinkByName(bridge.HostLink(dead.ID)); err == nil {
+		t.Error("the dead pod's link is left")
+	}
+	if overlimits(t, keep[0]) != 0 {
+		t.Error("the live pod's limit counts packets that nobody sent")
+	}
+}
+
+// TestBandwidthUndone attaches a pod again whose first attempt was undone behind its limits.
+func TestBandwidthUndone(t *testing.T) {
+	n := newNode(t)
+	n.install("testplugin")
+	list := func(do string) string {
+		return `{"cniVersion":"1.0.0","name":"mixed","plugins":[
+			{"type":"gantry-bridge","subnets":["10.213.9.0/24"],"capabilities":{"bandwidth":true}},
+			{"type":"testplugin","log":"` + n.log() + `","do":{"ADD":"` + do + `"}}]}`
+	}
+	n.write("10-x.conflist", list("error"))
+	n.uses("mixed")
+	pod := n.pod()
+	pod.Annotations = map[string]string{ingress: "8M", egress: "8M"}
+	for range 3 {
+		if _, err := n.Attach(n.ctx, pod); err == nil || !strings.Contains(err.Error(), "no luck with ADD") {
+			t.Fatalf("%v, want the plugin's error", err)
+		}
+	}
+	n.write("10-x.conflist", list("ok"))
+	eventually(t, "the new list is in force", func() bool {
+		l, err := n.list()
+		return err == nil && strings.Contains(string(l.Bytes), `"ok"`)
+	})
+	n.attach(pod)
+	if len(n.ifbs()) != 1 {
+		t.Errorf("links %v, want one", n.ifbs())
+	}
+}
