@@ -15,15 +15,19 @@ import (
 	"github.com/gantry-cri/gantry/test/harness"
 )
 
-// TestManyAtOnce makes 200 pods by 16 workers, each of which has a few at a time, in subnets with little more room than
-// for those: no address is two pods' at once. When all are removed nothing is left; the instance's audit, at the end of
-// the test, looks at links, elements of nftables, namespaces, mounts and records.
+// TestManyAtOnce makes 200 pods by 16 workers. Each has a few at a time and some stay to the end, in subnets with little
+// more room than for those: no address is two pods' at once. When all are removed nothing is left; the instance's audit,
+// at the end of the test, looks at links, elements of nftables, namespaces, mounts and records.
 func TestManyAtOnce(t *testing.T) {
-	const pods, workers, each = 200, 16, 3
-	n := newNode(t, harness.Config{Subnets: "10.212.0.0/26,fd00:212::/122"}) // 61 addresses of each family for 48 pods
+	const pods, workers, each, staying = 200, 16, 3, 10
+	n := newNode(t, harness.Config{Subnets: "10.212.0.0/26,fd00:212::/122"}) // 61 addresses of each family for 58 pods
 	lives := owners{pod: map[netip.Addr]string{}}
+	var stay []*pod
+	for i := range staying {
+		stay = append(stay, n.one(i, &lives))
+	}
 	queue := make(chan int, pods)
-	for i := range pods {
+	for i := staying; i < pods; i++ {
 		queue <- i
 	}
 	close(queue)
@@ -33,26 +37,19 @@ func TestManyAtOnce(t *testing.T) {
 			for {
 				var mine []*pod
 				for i := range queue {
-					if p := n.one(i, &lives); p != nil {
-						mine = append(mine, p)
-					}
-					if len(mine) == each {
+					if mine = append(mine, n.one(i, &lives)); len(mine) == each {
 						break
 					}
 				}
 				if len(mine) == 0 {
 					return
 				}
-				for _, p := range mine {
-					err := errors.Join(lives.end(p), p.remove())
-					if err != nil {
-						t.Error(err)
-					}
-				}
+				lives.remove(mine)
 			}
 		})
 	}
 	wg.Wait()
+	lives.remove(stay)
 	if len(lives.pod) > 0 {
 		t.Errorf("addresses of pods that could not be looked at: %v", lives.pod)
 	}
@@ -85,6 +82,18 @@ func (n *node) one(i int, lives *owners) *pod {
 		return nil
 	}
 	return p
+}
+
+// remove removes pods that one has made.
+func (o *owners) remove(pods []*pod) {
+	for _, p := range pods {
+		if p == nil {
+			continue
+		}
+		if err := errors.Join(o.end(p), p.remove()); err != nil {
+			p.t.Error(err)
+		}
+	}
 }
 
 // owners knows whose an address is.
