@@ -171,3 +171,28 @@ func TestPodCIDR(t *testing.T) {
 		}
 	}
 }
+
+// The example of docs/network.md has every key that there is, and works.
+func TestDocumentedList(t *testing.T) {
+	harness.Require(t)
+	repo, err := harness.Repository()
+	must(t, err)
+	page, err := os.ReadFile(filepath.Join(repo, "docs/network.md"))
+	must(t, err)
+	_, list, _ := strings.Cut(string(page), "```json\n")
+	list, _, _ = strings.Cut(list, "```")
+	conf := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(conf, "10-pods.conflist"), []byte(strings.Replace(list, "gantry0", "gtest212", 1)), 0o644))
+	n := newNode(t, harness.Config{CNIConf: conf})
+	n.pull()
+	p := n.pod("example", ports(port(tcp, 18080, 80, ""))).serve()
+	p.within("10.90.0.0/24", "fd00:90::/64")
+	for _, want := range []string{"default via 10.90.0.1 ", "192.168.0.0/16 via 10.90.0.2 "} {
+		if got := p.exec("ip", "route"); !strings.Contains(got, want) {
+			t.Errorf("routes of the pod:\n%s, want %s", got, want)
+		}
+	}
+	if got := p.exec("ip", "link", "show", "eth0"); !strings.Contains(got, "mtu 1450 ") {
+		t.Errorf("the pod's link: %s", got)
+	}
+}
