@@ -277,7 +277,7 @@ func TestHostPortTaken(t *testing.T) {
 	n.attach(first)
 	for _, m := range []PortMapping{{Protocol: "tcp", HostPort: 18090, ContainerPort: 80}, {Protocol: "TCP", HostPort: 18090, ContainerPort: 81, HostIP: ip}} {
 		pod := n.pod(PortMapping{Protocol: "tcp", HostPort: 18091, ContainerPort: 80}, m)
-		if _, err := n.Attach(n.ctx, pod); !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), first.ID) {
+		if _, err := n.Attach(n.ctx, pod); !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), "pod test/"+first.Name+" ("+first.ID) {
 			t.Errorf("%v: %v, want an error that names the holder %s", m, err, first.ID)
 		}
 	}

@@ -88,7 +88,7 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 
 func (p *plugins) runBuiltIn(ctx context.Context, name string, stdin []byte, environ []string) ([]byte, error) {
 	args := bridge.Args{Command: env(environ, "CNI_COMMAND"), ContainerID: env(environ, "CNI_CONTAINERID"),
-		NetNS: env(environ, "CNI_NETNS"), IfName: env(environ, "CNI_IFNAME"), Stdin: stdin}
+		NetNS: env(environ, "CNI_NETNS"), IfName: env(environ, "CNI_IFNAME"), Pod: podName(env(environ, "CNI_ARGS")), Stdin: stdin}
 	if name == bridge.Type {
 		return p.bridge.Run(ctx, args)
 	}
@@ -102,6 +102,15 @@ func (p *plugins) runBuiltIn(ctx context.Context, name string, stdin []byte, env
 		return json.Marshal(version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"))
 	}
 	return nil, nil // the namespace takes its loopback with it
+}
+
+// podName is namespace/name of the pod that CNI_ARGS tell of, if they do.
+func podName(cniArgs string) string {
+	args := strings.Split(cniArgs, ";")
+	if name := env(args, "K8S_POD_NAME"); name != "" {
+		return env(args, "K8S_POD_NAMESPACE") + "/" + name
+	}
+	return ""
 }
 
 // passOn is the result of a plugin that adds nothing: that of the plugins before it.

@@ -43,6 +43,7 @@ type Plugin struct {
 // Args are the arguments of one call, as the CNI specification names them.
 type Args struct {
 	Command, ContainerID, NetNS, IfName string
+	Pod                                 string // namespace/name, for errors; "" = not known
 	Stdin                               []byte // the configuration
 }
 
@@ -150,11 +151,11 @@ func (p *Plugin) add(ctx context.Context, args Args) (types.Result, error) {
 		done = append(done, func() error { return n.pool.Release(args.ContainerID) })
 		var ports []nft.Port
 		if ports, err = cfg.hostPorts(addrs); err == nil {
-			err = p.table.Publish(args.ContainerID, ports)
+			err = p.table.Publish(ctx, args.ContainerID, args.Pod, ports)
 		}
 	}
 	if err == nil {
-		done = append(done, func() error { return p.table.Unpublish(args.ContainerID) })
+		done = append(done, func() error { return p.table.Unpublish(ctx, args.ContainerID) })
 		err = ctx.Err()
 	}
 	if err == nil && cfg.Bandwidth.EgressRate > 0 {
@@ -245,7 +246,7 @@ func (p *Plugin) del(ctx context.Context, args Args) error {
 	if err := json.Unmarshal(args.Stdin, &conf); err != nil {
 		return fmt.Errorf("parsing configuration of gantry-bridge: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	err := p.table.Unpublish(args.ContainerID)
+	err := p.table.Unpublish(ctx, args.ContainerID)
 	if disable := disablePort(p.host, HostLink(args.ContainerID)); disable != nil {
 		klog.FromContext(ctx).V(4).Info("Delete a link that cannot be disabled", "pod", args.ContainerID, "reason", disable)
 		err = errors.Join(err, p.RemoveLink(args.ContainerID))

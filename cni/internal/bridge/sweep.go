@@ -46,7 +46,7 @@ func (p *Plugin) Sweep(ctx context.Context, live map[string]bool) error {
 			}
 		}
 	}
-	ports, err := p.table.Sweep(live)
+	ports, err := p.table.Sweep(ctx, live)
 	errs = append(errs, err)
 	addresses := 0
 	for _, n := range p.all() {

@@ -31,8 +31,8 @@ type Table struct {
 	journal *journal.Journal
 
 	mu       sync.Mutex
-	networks map[string]Network // by name
-	pods     map[string][]Port  // by pod id: claimed, and in the kernel's maps once published
+	networks map[string]Network  // by name
+	pods     map[string]podPorts // by pod id: claimed, and in the kernel's maps unless gone
 	claims   map[portKey][]claim
 	written  bool           // the kernel has the table as of this process
 	conn     *nftables.Conn // nil until used, and after an error
@@ -158,8 +158,11 @@ func (t *Table) addElements(c *nftables.Conn, s sets) error {
 		elements[s.pods[i]] = intervals(pods, i == 0)
 		elements[s.masq[i]] = intervals(masq, i == 0)
 	}
-	for _, ports := range t.pods {
-		for _, p := range ports {
+	for _, r := range t.pods {
+		if r.gone {
+			continue
+		}
+		for _, p := range r.Ports {
 			set, e := s.element(p)
 			elements[set] = append(elements[set], e)
 		}

@@ -85,7 +85,7 @@ func elements(t *testing.T, table *Table, name string) int {
 func TestPublish(t *testing.T) {
 	dir := t.TempDir()
 	table := newTable(t, dir)
-	if err := table.Publish("a", []Port{port("tcp", "0.0.0.0:80", "10.212.0.2:8080"), port("udp", "192.0.2.1:80", "10.212.0.2:53"),
+	if err := table.Publish(t.Context(), "a", "ns/a", []Port{port("tcp", "0.0.0.0:80", "10.212.0.2:8080"), port("udp", "192.0.2.1:80", "10.212.0.2:53"),
 		port("sctp", "[::]:80", "[fd00::2]:80"), port("tcp", "[fd01::1]:80", "[fd00::2]:80")}); err != nil {
 		t.Fatal(err)
 	}
@@ -95,15 +95,15 @@ func TestPublish(t *testing.T) {
 		}
 	}
 	for _, p := range []Port{port("tcp", "192.0.2.1:80", "10.212.0.3:1"), port("udp", "0.0.0.0:80", "10.212.0.3:1"), port("sctp", "[fd01::1]:80", "[fd00::3]:1")} {
-		err := table.Publish("b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), p})
-		if !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), "taken by pod a") {
+		err := table.Publish(t.Context(), "b", "ns/b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), p})
+		if !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), "taken by pod ns/a (a)") {
 			t.Errorf("%s: %v, want an error that names the holder", p, err)
 		}
 	}
-	if err := table.Publish("b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), port("tcp", "0.0.0.0:81", "10.212.0.3:2")}); !errors.Is(err, errdefs.ErrAlreadyExists) {
+	if err := table.Publish(t.Context(), "b", "ns/b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), port("tcp", "0.0.0.0:81", "10.212.0.3:2")}); !errors.Is(err, errdefs.ErrAlreadyExists) {
 		t.Errorf("one port twice: %v, want already exists", err)
 	}
-	if err := table.Publish("b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), port("tcp", "192.0.2.2:82", "10.212.0.3:1")}); err != nil {
+	if err := table.Publish(t.Context(), "b", "ns/b", []Port{port("tcp", "0.0.0.0:81", "10.212.0.3:1"), port("tcp", "192.0.2.2:82", "10.212.0.3:1")}); err != nil {
 		t.Errorf("what failed before left something: %v", err)
 	}
 
@@ -112,13 +112,13 @@ func TestPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if released, err := other.Sweep(map[string]bool{"b": true}); err != nil || released != 4 {
+	if released, err := other.Sweep(t.Context(), map[string]bool{"b": true}); err != nil || released != 4 {
 		t.Errorf("released %d, %v, want 4", released, err)
 	}
 	if got := elements(t, table, "anyports4") + elements(t, table, "ports4"); got != 2 {
 		t.Errorf("%d elements left, want 2", got)
 	}
-	if err := errors.Join(other.Unpublish("b"), other.Unpublish("b"), other.Close()); err != nil {
+	if err := errors.Join(other.Unpublish(t.Context(), "b"), other.Unpublish(t.Context(), "b"), other.Close()); err != nil {
 		t.Error(err)
 	}
 	if got := elements(t, table, "anyports4") + elements(t, table, "ports4"); got != 0 {
@@ -136,13 +136,13 @@ func TestManyPorts(t *testing.T) {
 	for i := range 3000 {
 		ports = append(ports, Port{"tcp", netip.IPv4Unspecified(), uint16(20000 + i), netip.MustParseAddrPort("10.212.0.2:80")})
 	}
-	if err := table.Publish("a", ports); err != nil {
+	if err := table.Publish(t.Context(), "a", "ns/a", ports); err != nil {
 		t.Fatal(err)
 	}
 	if got := elements(t, table, "anyports4"); got != len(ports) {
 		t.Errorf("%d elements, want %d", got, len(ports))
 	}
-	if err := table.Unpublish("a"); err != nil {
+	if err := table.Unpublish(t.Context(), "a"); err != nil {
 		t.Fatal(err)
 	}
 	if got := elements(t, table, "anyports4"); got != 0 {
@@ -159,7 +159,7 @@ func TestBadPorts(t *testing.T) {
 		port("dccp", "0.0.0.0:1", "10.0.0.1:1"), port("tcp", "0.0.0.0:0", "10.0.0.1:1"), port("tcp", "0.0.0.0:1", "10.0.0.1:0"),
 		port("tcp", "[::]:1", "10.0.0.1:1"), port("tcp", "[::ffff:1.2.3.4]:1", "10.0.0.1:1"), port("tcp", "[fe80::1%eth0]:1", "[fd00::1]:1"), {Protocol: "tcp", HostPort: 1},
 	} {
-		if err := table.Publish("a", []Port{p}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		if err := table.Publish(t.Context(), "a", "ns/a", []Port{p}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%+v: %v, want invalid argument", p, err)
 		}
 	}
@@ -167,14 +167,14 @@ func TestBadPorts(t *testing.T) {
 
 // FuzzParsePorts feeds records; what is accepted must be possible to write into a table.
 func FuzzParsePorts(f *testing.F) {
-	f.Add([]byte(`[{"protocol":"tcp","hostIP":"0.0.0.0","hostPort":80,"target":"10.0.0.2:80"}]`))
+	f.Add([]byte(`{"pod":"ns/a","ports":[{"protocol":"tcp","hostIP":"0.0.0.0","hostPort":80,"target":"10.0.0.2:80"}]}`))
 	s := newSets(&nftables.Table{Name: "x", Family: nftables.TableFamilyINet})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		ports, err := parsePorts(data)
+		r, err := parsePorts(data)
 		if err != nil {
 			return
 		}
-		for _, p := range ports {
+		for _, p := range r.Ports {
 			if set, e := s.element(p); uint32(len(e.Key)) != set.KeyType.Bytes || uint32(len(e.Val)) != set.DataType.Bytes {
 				t.Errorf("%+v makes an element that does not fit %s", p, set.Name)
 			}
