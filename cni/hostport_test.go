@@ -71,23 +71,24 @@ func hearsOf(tb testing.TB, c net.Conn, want string) {
 	eventually(tb, what, func() bool { return hears(c, 100*time.Millisecond) == want })
 }
 
-// flowsTo counts the kernel's flows that an address answers.
-func flowsTo(tb testing.TB, ip netip.Addr) (flows int) {
+// flowsTo counts the kernel's UDP flows to a port of whatever address that another address answers.
+func flowsTo(tb testing.TB, port uint16, ip netip.Addr) (flows int) {
 	tb.Helper()
 	data, err := os.ReadFile("/proc/net/nf_conntrack")
 	if err != nil {
 		tb.Fatal(err)
 	}
 	for line := range strings.Lines(string(data)) {
-		fields := strings.Fields(line)
-		sources := 0
-		for _, f := range fields {
-			if v, ok := strings.CutPrefix(f, "src="); ok {
-				if addr, err := netip.ParseAddr(v); sources == 1 && err == nil && addr == ip {
-					flows++
-				}
-				sources++
-			}
+		fields := map[string][]string{} // of the way there and of the way back
+		for _, f := range strings.Fields(line) {
+			k, v, _ := strings.Cut(f, "=")
+			fields[k] = append(fields[k], v)
+		}
+		if fields["udp"] == nil || len(fields["src"]) != 2 || fields["dport"][0] != fmt.Sprint(port) {
+			continue
+		}
+		if answers, err := netip.ParseAddr(fields["src"][1]); err == nil && answers == ip {
+			flows++
 		}
 	}
 	return flows
@@ -121,7 +122,7 @@ func TestUDPClientsFollow(t *testing.T) {
 	stop()
 	dropNS(t, first.NetNS)
 	for _, ip := range result.IPs {
-		if got := flowsTo(t, ip); got != 0 {
+		if got := flowsTo(t, 18070, ip); got != 0 {
 			t.Errorf("%d flows go to %s, which is nobody's", got, ip)
 		}
 	}
@@ -169,14 +170,14 @@ func TestUDPFlowsOfLostPods(t *testing.T) {
 	if err := os.RemoveAll(n.cfg.StateDir + "/results"); err != nil {
 		t.Fatal(err)
 	}
-	if got := flowsTo(t, result.IPs[0]); got != 1 {
-		t.Fatalf("%d flows go to the pod, want 1; this test shows nothing", got)
+	if got := flowsTo(t, 18073, result.IPs[0]); got != 1 {
+		t.Errorf("%d flows go to the pod, want 1; this test shows nothing", got)
 	}
 	n.restart()
 	if err := n.GC(n.ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	if got := flowsTo(t, result.IPs[0]); got != 0 {
+	if got := flowsTo(t, 18073, result.IPs[0]); got != 0 {
 		t.Errorf("%d flows go to %s, which is nobody's", got, result.IPs[0])
 	}
 }
@@ -190,11 +191,11 @@ func TestFlowsThroughTheNode(t *testing.T) {
 	t.Cleanup(echo(t, out, at(host[0], 18075).String(), "far"))
 	c := udpClient(t, client.NetNS, netip.AddrPort{}, at(host[0], 18075))
 	hearsOf(t, c, "far")
-	before := flowsTo(t, host[0])
+	before := flowsTo(t, 18075, host[0])
 	pod := n.pod(PortMapping{Protocol: "UDP", HostPort: 18075, ContainerPort: 53})
 	n.attach(pod)
 	t.Cleanup(echo(t, pod.NetNS, "[::]:53", "near"))
-	if after := flowsTo(t, host[0]); before != 1 || after != 1 {
+	if after := flowsTo(t, 18075, host[0]); before != 1 || after != 1 {
 		t.Errorf("%d flows to the far host before, %d after, want 1", before, after)
 	}
 	hearsOf(t, c, "far")
