@@ -110,6 +110,9 @@ func (raw *rawConfig) parse() (*Config, error) {
 		return nil, err
 	}
 	cfg.Ranges = sets
+	if raw.MTU != 0 && raw.MTU < 1280 && cfg.has(false) {
+		return nil, fmt.Errorf("mtu %d is less than the 1280 that IPv6 needs: %w", raw.MTU, errdefs.ErrInvalidArgument)
+	}
 	if err := raw.routes(cfg); err != nil {
 		return nil, err
 	}

@@ -25,10 +25,53 @@ func TestParse(t *testing.T) {
 		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":70000,"containerPort":1}]}`, "70000"},
 		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"hostIP":"x"}]}`, `hostIP "x"`},
 		{`"subnets":"x"`, "parsing"},
+		{`"subnets":["10.0.0.0/8"],"unknown":1`, ""},
+		{`"capabilities":{"ipRanges":true}`, ""},
+		{`"capabilities":{"ipRanges":false}`, "0 sets"},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/8"}]]}`, ""},
+		{`"runtimeConfig":{"ipRanges":[[{"subnet":"10.0.0.0/31"}]]}`, "10.0.0.0/31"},
+		{`"subnets":["fd00::/64"],"mtu":1279`, "mtu 1279"},
+		{`"subnets":["fd00::/64"],"mtu":1280`, ""},
+		{`"subnets":["10.0.0.0/8"],"isGateway":false,"isDefaultGateway":true`, "isDefaultGateway"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","mtu":67}]`, "mtu 67"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"fd00::/8","mtu":1279}]`, "mtu 1279"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","advmss":-1}]`, "advmss -1"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","priority":4294967296}]`, "priority 4294967296"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","table":-1}]`, "table -1"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","scope":255}]`, "scope 255"},
+		{`"subnets":["10.0.0.0/8"],"routes":[{"dst":"1.0.0.0/8","scope":253,"gw":"10.0.0.9"}]`, "scope 253"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"mac":"x"}`, `mac "x"`},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"mac":"01:00:5e:00:00:01"}`, "mac 01:00:5e:00:00:01"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"mac":"00:00:00:00:00:00"}`, "mac 00:00:00:00:00:00"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"mac":"0a:58:0a:00:00:02"}`, "mac 0a:58:0a:00:00:02"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"mac":"02:58:0a:00:00:02"}`, ""},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"ingressRate":8,"ingressBurst":655360}}`, ""},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"ingressRate":7,"ingressBurst":655360}}`, "ingressRate 7"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000000000000001,"egressBurst":655360}}`, "egressRate 1000000000000001"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000}}`, "egressBurst 0"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressBurst":655360}}`, "egressRate 0"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":655359}}`, "egressBurst 655359"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":34359738368}}`, "egressBurst 34359738368"},
 	} {
 		_, err := Parse([]byte(`{"cniVersion":"1.1.0","name":"x",` + c.conf + `}`))
 		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s: %v, want %q", c.conf, err, c.want)
+		}
+	}
+}
+
+// TestCheckKeys names keys that only look like one.
+func TestCheckKeys(t *testing.T) {
+	for conf, want := range map[string]string{
+		`"subnets":["10.0.0.0/8"],"isGateway":true,"capabilities":{"x":true},"args":{},"prevResult":{},"runtimeConfig":{}`: "",
+		`"subnet":["10.0.0.0/8"]`:             `"subnet"`,
+		`"hairpin":true`:                      `"hairpin"`,
+		`"ranges":[[{"rangestartt":"x"}]]`:    `"rangestartt"`,
+		`"routes":[{"dst":"x","metric":"1"}]`: `"metric"`,
+	} {
+		err := CheckKeys([]byte(`{"cniVersion":"1.1.0","name":"x","type":"gantry-bridge",` + conf + `}`))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", conf, err, want)
 		}
 	}
 }
@@ -91,6 +134,8 @@ func TestNames(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"cniVersion":"1.1.0","name":"x","bridge":"b","mtu":1400,"subnets":["10.0.0.0/8","fd00::/64"],"routes":[{"dst":"0.0.0.0/0","gw":"10.0.0.9"}],
 		"runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":8,"protocol":"UDP","hostIP":"::1"}]}}`))
+	f.Add([]byte(`{"name":"x","routes":[{"dst":"0.0.0.0/0","mtu":1400,"table":7,"scope":253}],"isDefaultGateway":true,"runtimeConfig":{"mac":"02:00:00:00:00:01",
+		"ipRanges":[[{"subnet":"10.0.0.0/24"}]],"bandwidth":{"ingressRate":1000,"ingressBurst":655360,"egressRate":1000000000000000,"egressBurst":2147483647}}}`))
 	f.Add([]byte(`{"name":"x","ranges":[[{"subnet":"10.0.0.0/24","rangeStart":"10.0.0.9","rangeEnd":"10.0.0.10","gateway":"10.0.0.2"}]]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		cfg, err := Parse(data)
@@ -108,6 +153,13 @@ func FuzzParse(f *testing.F) {
 		_, _ = cfg.hostPorts(addrs)
 		for _, r := range cfg.podRoutes(addrs) {
 			r.add(1).Serialize()
+		}
+		reqs, _ := (&shaping{cfg.Bandwidth, "x"}).requests(1, 2)
+		for _, r := range reqs {
+			r.Serialize()
+		}
+		if len(addrs) > 0 && cfg.podMAC(addrs)[0]&1 != 0 {
+			t.Errorf("mac %s", cfg.podMAC(addrs))
 		}
 		for _, g := range cfg.gateways() {
 			addAddress(1, g).Serialize()
