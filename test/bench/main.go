@@ -10,9 +10,13 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/test/harness"
 	"github.com/gantry-cri/gantry/test/images"
 )
+
+// subnet of the pods of the gantry that is started: the harness' would be too small for scale.
+const subnet = "10.214.0.0/16"
 
 // options are the command's flags.
 type options struct {
@@ -23,6 +27,10 @@ type options struct {
 	pods     int
 	logMiB   int
 	hostNet  bool
+
+	scalePods  int
+	plotFile   string
+	containerd string
 }
 
 func main() {
@@ -34,6 +42,9 @@ func main() {
 	flag.IntVar(&o.pods, "pods", 40, "pods in parallel")
 	flag.IntVar(&o.logMiB, "log-mib", 256, "MiB written to stdout in log")
 	flag.BoolVar(&o.hostNet, "hostnet", false, "pods on the host's network")
+	flag.IntVar(&o.scalePods, "scale-pods", 500, "pods in scale")
+	flag.StringVar(&o.plotFile, "plot", "", "file for an SVG plot of scale")
+	flag.StringVar(&o.containerd, "containerd", "", "a containerd to measure beside the gantry that is started; its shim lies beside it")
 	flag.Parse()
 	tests := flag.Args()
 	if len(tests) == 0 {
@@ -41,7 +52,7 @@ func main() {
 	}
 	for _, name := range tests {
 		if _, ok := table[name]; !ok {
-			log.Fatalf("no test %q: there are pod, parallel, exec, log", name)
+			log.Fatalf("no test %q: there are pod, sandbox, scale, parallel, exec, log", name)
 		}
 	}
 	if len(o.runtimes) == 0 {
@@ -61,12 +72,20 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 			return e
 		}
 		defer func() { err = errors.Join(err, registry.Close()) }()
-		i, e := harness.Start(ctx, harness.Config{Registry: registry, Flags: []string{"--log-level", "0"}})
+		i, e := harness.Start(ctx, harness.Config{Registry: registry, Subnets: subnet, Flags: []string{"--log-level", "0"}})
 		if e != nil {
 			return e
 		}
 		defer func() { err = errors.Join(err, i.Close()) }()
 		o.runtimes = runtimes{{name: "gantry", processes: []string{i.Dir}, cri: i.Runtime, images: i.Image}}
+		if o.containerd != "" {
+			r, end, e := startContainerd(ctx, o.containerd, registry)
+			if e != nil {
+				return e
+			}
+			defer func() { err = errors.Join(err, end()) }()
+			o.runtimes = append(o.runtimes, r)
+		}
 	}
 	dir, err := os.MkdirTemp("", "gantry-bench-")
 	if err != nil {
@@ -79,6 +98,7 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}
 	}
+	defer func() { err = errors.Join(err, cgroup.RemoveEmpty(podCgroups)) }()
 	for _, name := range tests {
 		b.results = map[string]*sample{}
 		for _, r := range o.runtimes {

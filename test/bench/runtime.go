@@ -14,6 +14,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
 // criRuntime is one of the runtimes that are measured.
@@ -57,10 +59,18 @@ func (r *criRuntime) pull(ctx context.Context, image string) error {
 // pods numbers pods over the whole run, so that names never repeat.
 var pods atomic.Int64
 
+// podCgroups is the parent of the pods' cgroups. As the kubelet does, the bench makes a pod's cgroup before the pod
+// and removes it behind it.
+const podCgroups = "/gantry-bench"
+
 func (b *bench) podConfig() (*runtimeapi.PodSandboxConfig, error) {
 	name := fmt.Sprintf("bench-%d-%d", os.Getpid(), pods.Add(1))
 	logs := filepath.Join(b.dir, name)
 	if err := os.Mkdir(logs, 0o755); err != nil {
+		return nil, err
+	}
+	parent := podCgroups + "/" + name
+	if _, err := cgroup.MkdirParents(parent); err != nil {
 		return nil, err
 	}
 	network := runtimeapi.NamespaceMode_POD
@@ -69,7 +79,7 @@ func (b *bench) podConfig() (*runtimeapi.PodSandboxConfig, error) {
 	}
 	return &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: name, Namespace: "bench"}, Hostname: name, LogDirectory: logs,
-		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/gantry-bench/" + name,
+		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: parent,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
 				NamespaceOptions: &runtimeapi.NamespaceOption{Network: network, Pid: runtimeapi.NamespaceMode_CONTAINER}}},
 	}, nil
@@ -86,7 +96,7 @@ func (b *bench) containerConfig(command ...string) *runtimeapi.ContainerConfig {
 
 // running is a pod with one running container.
 type running struct {
-	pod, container, log string
+	pod, container, log, cgroup string
 }
 
 // start makes a pod and runs a container in it, and notes what each request took.
@@ -113,7 +123,8 @@ func (b *bench) start(ctx context.Context, r *criRuntime, s *sample, command ...
 	}
 	s.since("3 StartContainer", t)
 	s.since("= pod to running", began)
-	return running{pod: p.GetPodSandboxId(), container: c.GetContainerId(), log: filepath.Join(config.GetLogDirectory(), "c.log")}, nil
+	return running{pod: p.GetPodSandboxId(), container: c.GetContainerId(), log: filepath.Join(config.GetLogDirectory(), "c.log"),
+		cgroup: config.GetLinux().GetCgroupParent()}, nil
 }
 
 // stop ends and removes what start has made.
@@ -147,7 +158,7 @@ func (b *bench) stop(ctx context.Context, r *criRuntime, s *sample, x running) e
 		t = s.since(step.name, t)
 	}
 	s.since("= running to removed", began)
-	return nil
+	return cgroup.RemoveEmpty(x.cgroup)
 }
 
 // usage is the memory of a runtime's processes.

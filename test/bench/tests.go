@@ -19,6 +19,8 @@ var table = map[string]struct {
 	unit  string
 }{
 	"pod":      {(*bench).pod, func(*options) string { return "one pod at a time" }, "ms"},
+	"sandbox":  {(*bench).sandbox, func(*options) string { return "one pod at a time, without containers" }, "ms"},
+	"scale":    {(*bench).scale, func(o *options) string { return fmt.Sprintf("%d pods without containers", o.scalePods) }, "ms"},
 	"parallel": {(*bench).parallel, func(o *options) string { return fmt.Sprintf("%d pods, %d at a time", o.pods, o.atOnce) }, "ms unless named"},
 	"exec":     {(*bench).exec, func(*options) string { return "exec" }, "ms"},
 	"log":      {(*bench).log, func(*options) string { return "container log throughput" }, "MiB/s"},

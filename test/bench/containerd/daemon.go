@@ -1,0 +1,109 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/test/images"
+)
+
+// Config says which containerd is started, and with what. Dir must exist.
+type Config struct {
+	Path     string // of the program
+	Dir      string
+	Registry *images.Registry // whose mirrors it uses
+	Tables   string           // of its configuration, beyond the registry; the rest are its defaults
+}
+
+// Daemon is a running containerd.
+type Daemon struct {
+	Name    string // with the version
+	Root    string // where its images are
+	PID     int
+	Runtime runtimeapi.RuntimeServiceClient
+	Images  runtimeapi.ImageServiceClient
+
+	cmd  *exec.Cmd
+	conn *grpc.ClientConn
+}
+
+// Start starts a containerd and waits until it answers.
+func Start(ctx context.Context, cfg Config) (*Daemon, error) {
+	config, err := cfg.write(ctx)
+	if err != nil {
+		return nil, err
+	}
+	logs, err := os.Create(filepath.Join(cfg.Dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	defer logs.Close()
+	socket := filepath.Join(cfg.Dir, "sock")
+	d := &Daemon{Name: "containerd", Root: filepath.Join(cfg.Dir, "root")}
+	if out, err := exec.CommandContext(ctx, cfg.Path, "--version").Output(); err == nil && len(strings.Fields(string(out))) > 2 {
+		d.Name += " " + regexp.MustCompile(`^v?([0-9.]*[0-9]).*`).ReplaceAllString(strings.Fields(string(out))[2], "$1")
+	}
+	d.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	if err != nil {
+		return nil, err
+	}
+	d.Runtime, d.Images = runtimeapi.NewRuntimeServiceClient(d.conn), runtimeapi.NewImageServiceClient(d.conn)
+	d.cmd = exec.Command(cfg.Path, "--config", config, "--root", d.Root, "--state", filepath.Join(cfg.Dir, "state"), "--address", socket, "--log-level", "error")
+	d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(cfg.Path)+":"+os.Getenv("PATH")) // of its shim
+	d.cmd.Stdout, d.cmd.Stderr = logs, logs
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // harness.Reap knows its shims by not being in this session
+	if err := d.cmd.Start(); err != nil {
+		return nil, errors.Join(err, d.conn.Close())
+	}
+	d.PID = d.cmd.Process.Pid
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		_, err := d.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+		if err == nil {
+			return d, nil
+		}
+		if time.Now().After(deadline) || ctx.Err() != nil {
+			said, _ := os.ReadFile(logs.Name())
+			return nil, errors.Join(fmt.Errorf("it does not answer: %w\n%s", err, said), d.Close())
+		}
+	}
+}
+
+// write writes the configuration.
+func (cfg *Config) write(ctx context.Context) (path string, err error) {
+	certs := filepath.Join(cfg.Dir, "certs.d")
+	if err := cfg.Registry.WriteMirrors(certs); err != nil {
+		return "", err
+	}
+	defaults, err := exec.CommandContext(ctx, cfg.Path, "config", "default").Output()
+	if err != nil {
+		return "", fmt.Errorf("asking for its configuration: %w", err)
+	}
+	version := regexp.MustCompile(`(?m)^version = (\d+)$`).FindSubmatch(defaults)
+	if version == nil {
+		return "", fmt.Errorf("no version in its configuration")
+	}
+	plugin := "io.containerd.cri.v1.images"
+	if string(version[1]) == "2" {
+		plugin = "io.containerd.grpc.v1.cri"
+	}
+	text := fmt.Sprintf("version = %s\n[plugins.%q.registry]\nconfig_path = %q\n%s", version[1], plugin, certs, cfg.Tables)
+	path = filepath.Join(cfg.Dir, "config.toml")
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
+// Close ends the daemon.
+func (d *Daemon) Close() error {
+	return errors.Join(d.conn.Close(), d.cmd.Process.Signal(syscall.SIGTERM), d.cmd.Wait())
+}
