@@ -82,18 +82,20 @@ func (s *pods) makePod(ctx context.Context, p *pod, plan podPlan, h Handler) (er
 	if err := s.labelPod(p); err != nil {
 		return err
 	}
-	undo.Add("the pod's cgroups", func(context.Context) error { return s.removePodCgroups(p) })
-	if err := s.makePodCgroups(p, plan.cgroupParent); err != nil { // writes the record of the intent
-		return err
-	}
-	if dir := p.config.GetLogDirectory(); dir != "" {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("making log_directory %q: %w", dir, err)
-		}
-	}
 	plan.sandbox.ID, plan.sandbox.Label = p.id, p.getLabels().Mount
+	undo.Add("the pod's cgroups", func(context.Context) error { return s.removePodCgroups(p) })
 	undo.Add("the pod's namespaces and files", func(context.Context) error { return s.host.RemovePod(p.id) })
-	paths, err := s.host.CreatePod(plan.sandbox)
+	paths, err := s.host.CreatePod(plan.sandbox, func() error {
+		if err := s.makePodCgroups(p, plan.cgroupParent); err != nil { // writes the record of the intent
+			return err
+		}
+		if dir := p.config.GetLogDirectory(); dir != "" {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("making log_directory %q: %w", dir, err)
+			}
+		}
+		return nil
+	})
 	if err != nil {
 		return err
 	}

@@ -34,19 +34,31 @@ func (n Namespaces) flags() (flags int, kinds []string) {
 	return flags, kinds
 }
 
-// makeNamespaces makes the pod's namespaces, sets them up and pins each as
-// dir/<kind>; init is the program of pod inits. The calling goroutine's thread
-// is not changed.
-func makeNamespaces(dir, init string, cfg PodConfig) error {
-	errc := make(chan error, 1)
+// unpinned is a thread in new namespaces, which end with it unless they are
+// pinned by then: a crash leaves nothing. Whoever makes one gives it one job,
+// nil to let the namespaces go, and waits for its end.
+type unpinned struct {
+	job chan func() error
+	end chan error
+}
+
+// unshare begins to make namespaces. A user namespace and those that it owns
+// are left to the job.
+func unshare(n Namespaces) unpinned {
+	u := unpinned{job: make(chan func() error, 1), end: make(chan error, 1)}
 	go onSpareThread(func() {
-		if cfg.Namespaces.User {
-			errc <- makeMappedNamespaces(dir, init, cfg)
-		} else {
-			errc <- enterAndPin(dir, cfg)
+		var err error
+		if flags, kinds := n.flags(); flags != 0 && !n.User {
+			if err = unix.Unshare(flags); err != nil {
+				err = fmt.Errorf("making the namespaces %s: %w", strings.Join(kinds, ", "), err)
+			}
 		}
+		if job := <-u.job; err == nil && job != nil {
+			err = job()
+		}
+		u.end <- err
 	})
-	return <-errc
+	return u
 }
 
 // onSpareThread runs f on a thread that ends with it, so that f may change the
@@ -68,11 +80,10 @@ func onSpareThread(f func()) {
 	<-done
 }
 
-func enterAndPin(dir string, cfg PodConfig) error {
-	flags, kinds := cfg.Namespaces.flags()
-	if err := unix.Unshare(flags); err != nil {
-		return fmt.Errorf("making the namespaces %s: %w", strings.Join(kinds, ", "), err)
-	}
+// pinNamespaces pins each of the namespaces that the thread is in as dir/<kind>
+// and sets them up.
+func pinNamespaces(dir string, cfg PodConfig) error {
+	_, kinds := cfg.Namespaces.flags()
 	for _, kind := range kinds {
 		if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
 			return err
@@ -117,14 +128,23 @@ func setSysctls(sysctls map[string]string, ids IDMap) error {
 	return nil
 }
 
+// writeSysctl writes without package os, which would have the poller watch the
+// file: that costs more than the writing.
 func writeSysctl(path, value string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	_, err = f.WriteString(value)
-	_ = f.Close() // procfs writes take effect in write(2)
-	return err
+	defer unix.Close(fd) // procfs writes take effect in write(2)
+	for {
+		if _, err = unix.Write(fd, []byte(value)); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
 }
 
 // pin bind-mounts a namespace file, which keeps the namespace alive.

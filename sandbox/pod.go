@@ -66,37 +66,59 @@ func (h *Host) PodPaths(id string, own Namespaces) PodPaths {
 // File is the path of a generated file of a pod.
 func (h *Host) File(podID, name string) string { return filepath.Join(h.podsDir(), podID, name) }
 
-// CreatePod makes the pod's namespaces, /dev/shm and files. After an error
-// [Host.RemovePod] removes what had been made.
-func (h *Host) CreatePod(cfg PodConfig) (PodPaths, error) {
+// CreatePod makes the pod's namespaces, /dev/shm and files. Before any of it is
+// to be found on the node it calls record, with whose error it gives up; the
+// kernel makes the namespaces meanwhile. After an error [Host.RemovePod]
+// removes what had been made.
+func (h *Host) CreatePod(cfg PodConfig, record func() error) (PodPaths, error) {
 	paths := h.PodPaths(cfg.ID, cfg.Namespaces)
 	nsDir := filepath.Join(paths.Dir, "ns")
-	for _, dir := range []string{paths.Dir, nsDir} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			return PodPaths{}, fmt.Errorf("making the pod's directory: %w", err)
+	thread := unshare(cfg.Namespaces)
+	err := record()
+	if err == nil {
+		err = h.makePodDirs(paths.Dir, nsDir, cfg)
+	}
+	if err != nil {
+		thread.job <- nil
+		return PodPaths{}, errors.Join(err, <-thread.end)
+	}
+	thread.job <- func() error {
+		if cfg.Namespaces.User {
+			return makeMappedNamespaces(nsDir, filepath.Join(h.podInitRoot, "init"), cfg)
+		}
+		return pinNamespaces(nsDir, cfg)
+	}
+	err = h.makePodFiles(paths, cfg)
+	if err = errors.Join(<-thread.end, err); err != nil {
+		return PodPaths{}, err
+	}
+	return paths, nil
+}
+
+func (h *Host) makePodDirs(dir, nsDir string, cfg PodConfig) error {
+	for _, d := range []string{dir, nsDir} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return fmt.Errorf("making the pod's directory: %w", err)
 		}
 	}
 	if cfg.Namespaces.User {
-		if err := h.LetPass(); err != nil {
-			return PodPaths{}, err
-		}
+		return h.LetPass()
 	}
-	if cfg.Namespaces != (Namespaces{}) {
-		if err := makeNamespaces(nsDir, filepath.Join(h.podInitRoot, "init"), cfg); err != nil {
-			return PodPaths{}, err
-		}
-	}
+	return nil
+}
+
+func (h *Host) makePodFiles(paths PodPaths, cfg PodConfig) error {
 	if cfg.Namespaces.IPC {
 		if err := mountShm(paths.Shm, cfg); err != nil {
-			return PodPaths{}, err
+			return err
 		}
 	}
 	for name, data := range cfg.Files {
 		if err := h.WritePodFile(cfg, name, data); err != nil {
-			return PodPaths{}, err
+			return err
 		}
 	}
-	return paths, nil
+	return nil
 }
 
 // WritePodFile makes or replaces a generated file, which belongs to the pod's

@@ -23,6 +23,8 @@ func needRoot(t *testing.T) {
 	}
 }
 
+func noRecord() error { return nil }
+
 func testHost(t *testing.T) *Host {
 	t.Helper()
 	needRoot(t)
@@ -83,7 +85,7 @@ func TestPodIsMadeAndRemoved(t *testing.T) {
 		return strings.TrimSpace(string(b))
 	}
 	hostPort, hostName := sysctl("net.ipv4.ip_unprivileged_port_start"), sysctl("kernel.hostname")
-	p, err := h.CreatePod(cfg)
+	p, err := h.CreatePod(cfg, noRecord)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +153,7 @@ func TestFailedStepsAreUndone(t *testing.T) {
 		"shm too large":  {Namespaces: Namespaces{IPC: true}, ShmSize: -5},
 	} {
 		cfg.ID = "p"
-		if _, err := h.CreatePod(cfg); err == nil {
+		if _, err := h.CreatePod(cfg, noRecord); err == nil {
 			t.Errorf("%s: made", name)
 		}
 		if err := h.RemovePod("p"); err != nil {
@@ -172,7 +174,7 @@ func TestPodsInParallel(t *testing.T) {
 	for i := range seen {
 		wg.Go(func() {
 			id := fmt.Sprint("p", i)
-			p, err := h.CreatePod(PodConfig{ID: id, Namespaces: Namespaces{Net: true, IPC: true, UTS: true}, Hostname: id, ShmSize: 4096})
+			p, err := h.CreatePod(PodConfig{ID: id, Namespaces: Namespaces{Net: true, IPC: true, UTS: true}, Hostname: id, ShmSize: 4096}, noRecord)
 			if err != nil {
 				t.Error(err)
 				return
@@ -233,7 +235,7 @@ func BenchmarkPod(b *testing.B) {
 	}
 	cfg := PodConfig{ID: "p", Namespaces: Namespaces{Net: true, IPC: true, UTS: true}, Hostname: "p", ShmSize: 1 << 20}
 	for b.Loop() {
-		if _, err := h.CreatePod(cfg); err != nil {
+		if _, err := h.CreatePod(cfg, noRecord); err != nil {
 			b.Fatal(err)
 		}
 		if err := h.RemovePod("p"); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +22,17 @@ const (
 	maxRecord = 64 << 20
 )
 
+// maxSpare is how many emptied files wait for the records to come.
+const maxSpare = 128
+
 // Dir is the directory of one kind of record. Its methods may be called
 // concurrently for different ids; calls for the same id must not overlap.
 type Dir[T any] struct {
 	path, quarantine string
+
+	mu     sync.Mutex
+	spare  []string // paths of files that were records
+	spares int      // numbers them
 }
 
 type envelope[T any] struct {
@@ -63,7 +71,7 @@ func (d *Dir[T]) Load() (records map[string]T, damaged []error, err error) {
 		}
 		records[id] = rec
 	}
-	for _, e := range entries { // shadows that a crash has left alone
+	for _, e := range entries { // shadows that a crash has left alone, and an earlier process's spare files
 		id, ok := strings.CutSuffix(e.Name(), suffix)
 		if _, known := records[strings.TrimSuffix(id, ".tmp")]; !ok && !known {
 			_ = os.RemoveAll(filepath.Join(d.path, e.Name()))
@@ -137,15 +145,13 @@ func (d *Dir[T]) Put(id string, rec T) error {
 // inodes that were deleted lately.
 func (d *Dir[T]) put(id string, data []byte) error {
 	shadow := d.shadow(id)
-	f, err := os.OpenFile(shadow, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	err := writeOver(shadow, data, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = d.reuse(shadow); err == nil {
+			err = writeOver(shadow, data, unix.O_CREAT)
+		}
+	}
 	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(data, 0)
-	if err == nil {
-		err = f.Truncate(int64(len(data))) // not O_TRUNC, after which ext4 flushes too
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	err = unix.Renameat2(unix.AT_FDCWD, shadow, unix.AT_FDCWD, d.file(id), unix.RENAME_EXCHANGE)
@@ -155,12 +161,70 @@ func (d *Dir[T]) put(id string, data []byte) error {
 	return os.Rename(shadow, d.file(id)) // the first version, or a file system that cannot exchange
 }
 
+// writeOver replaces the content of a file.
+func writeOver(path string, data []byte, flags int) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path) // without asking whether the poller can watch it, as os.OpenFile does
+	_, err = f.WriteAt(data, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(data))) // not O_TRUNC, after which ext4 flushes too
+	}
+	return errors.Join(err, f.Close())
+}
+
 // Delete removes the record of id. Absent is success.
 func (d *Dir[T]) Delete(id string) error {
 	for _, path := range []string{d.file(id), d.shadow(id)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := d.discard(path); err != nil {
 			return fmt.Errorf("deleting the record: %w", err)
 		}
+	}
+	return nil
+}
+
+// discard keeps a file that is no record any more for one to come, so that the
+// making of a pod makes no files here: where files come and go, by whomever,
+// a new one costs up to a millisecond on ext4, for the reason above.
+func (d *Dir[T]) discard(path string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.spare) >= maxSpare {
+		err := os.Remove(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	d.spares++
+	spare := filepath.Join(d.path, fmt.Sprintf("spare-%d", d.spares))
+	switch err := unix.Rename(path, spare); {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return &os.LinkError{Op: "rename", Old: path, New: spare, Err: err}
+	}
+	// Environments are in records: nothing of one is kept. Not 0, as above.
+	if err := unix.Truncate(spare, 1); err != nil {
+		return os.Remove(spare)
+	}
+	d.spare = append(d.spare, spare)
+	return nil
+}
+
+// reuse makes a spare file the shadow, if there is one.
+func (d *Dir[T]) reuse(shadow string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.spare) == 0 {
+		return nil
+	}
+	spare := d.spare[len(d.spare)-1]
+	d.spare = d.spare[:len(d.spare)-1]
+	if err := unix.Rename(spare, shadow); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &os.LinkError{Op: "rename", Old: spare, New: shadow, Err: err}
 	}
 	return nil
 }

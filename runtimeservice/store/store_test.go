@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 )
@@ -54,7 +56,83 @@ func TestRecordsSurvive(t *testing.T) {
 		t.Errorf("after Delete: %v", got)
 	}
 	if left, err := os.ReadDir(filepath.Join(root, "containers")); err != nil || len(left) > 0 {
-		t.Errorf("left after Delete: %v, %v", left, err)
+		t.Errorf("left after Delete and Load: %v, %v", left, err)
+	}
+}
+
+// The files of deleted records hold nothing of them, serve the next records, and are not hoarded.
+func TestFilesAreUsedAgain(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open[Container](root, "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(root, "containers")
+	inodes := func() map[uint64]int64 { // inode -> size
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := map[uint64]int64{}
+		for _, e := range entries {
+			var st unix.Stat_t
+			if err := unix.Lstat(filepath.Join(dir, e.Name()), &st); err != nil {
+				t.Fatal(err)
+			}
+			all[st.Ino] = st.Size
+		}
+		return all
+	}
+	put := func(id string) {
+		t.Helper()
+		for range 2 { // the second makes the shadow
+			if err := d.Put(id, sample()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	put("c1")
+	first := inodes()
+	if err := d.Delete("c1"); err != nil {
+		t.Fatal(err)
+	}
+	for inode, size := range inodes() {
+		if size > 1 {
+			t.Errorf("inode %d of a deleted record has %d bytes", inode, size)
+		}
+	}
+	put("c2")
+	again := inodes()
+	for inode := range first {
+		if _, same := again[inode]; !same || len(again) != len(first) {
+			t.Errorf("inodes %v after %v, want the same", again, first)
+		}
+	}
+	if got, damaged, err := d.Load(); err != nil || len(damaged) > 0 || len(got) != 1 || got["c2"].Message != sample().Message {
+		t.Errorf("loaded %v, %v, %v", got, damaged, err)
+	}
+	for i := range maxSpare {
+		put(fmt.Sprint("d", i))
+	}
+	for i := range maxSpare {
+		if err := d.Delete(fmt.Sprint("d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(inodes()); n != maxSpare+len(first) {
+		t.Errorf("%d files after many records were deleted, want %d to spare and one record's", n, maxSpare)
+	}
+	for range 2 { // spare files that somebody removed are made
+		entries, err := filepath.Glob(filepath.Join(dir, "spare-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if err := os.Remove(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("c3")
 	}
 }
 

@@ -63,9 +63,12 @@ func (t *tree) mkdirParents(path string) (created []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range lineage(path) {
-		if err := t.mkdir(p); err != nil {
-			errs := []error{fmt.Errorf("making cgroup %s: %w", p, err)}
+	for _, h := range t.hierarchies {
+		if len(h.controllers) == 0 || (t.version == V1 && (h.unified || strings.HasPrefix(h.controllers[0], "name="))) {
+			continue
+		}
+		if err := t.mkdirIn(h, path); err != nil {
+			errs := []error{fmt.Errorf("making cgroup %s: %w", path, err)}
 			for i := len(created) - 1; i >= 0; i-- {
 				errs = append(errs, t.removeEmpty(created[i]))
 			}
@@ -75,20 +78,21 @@ func (t *tree) mkdirParents(path string) (created []string, err error) {
 	return created, nil
 }
 
-// mkdir makes one cgroup, whose parent exists, in every hierarchy with a controller.
-func (t *tree) mkdir(path string) error {
-	for _, h := range t.hierarchies {
-		if len(h.controllers) == 0 || (t.version == V1 && (h.unified || strings.HasPrefix(h.controllers[0], "name="))) {
-			continue
-		}
-		dir := filepath.Join(h.root, path)
+// mkdirIn makes a cgroup and its ancestors in one hierarchy.
+func (t *tree) mkdirIn(h hierarchy, path string) error {
+	cpuset := t.version == V1 && t.dir("cpuset") == h.root
+	if t.version == V1 && usable(filepath.Join(h.root, path), cpuset) { // the kubelet has made it: so it is for most pods
+		return nil
+	}
+	for _, p := range lineage(path) {
+		dir := filepath.Join(h.root, p)
 		if t.version == V2 {
 			delegate(filepath.Dir(dir), h.controllers)
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		if t.version == V1 && t.dir("cpuset") == h.root {
+		if cpuset {
 			// A cpuset starts empty and takes no process until it has got some.
 			if err := inheritCPUSet(dir); err != nil {
 				return err
@@ -96,6 +100,24 @@ func (t *tree) mkdir(path string) error {
 		}
 	}
 	return nil
+}
+
+// cpusetFiles must have something in them before a cpuset takes a process.
+var cpusetFiles = []string{"cpuset.cpus", "cpuset.mems"}
+
+// usable reports whether a version 1 cgroup exists and lacks nothing; a cpuset is never more than its parent's, so
+// then those above it lack nothing either.
+func usable(dir string, cpuset bool) bool {
+	if !cpuset {
+		return unix.Access(dir, unix.F_OK) == nil
+	}
+	for _, name := range cpusetFiles {
+		have, err := readFile(filepath.Join(dir, name))
+		if err != nil || have == "" {
+			return false
+		}
+	}
+	return true
 }
 
 // delegate lets the children of a version 2 cgroup use the controllers. Each is
@@ -109,23 +131,44 @@ func delegate(dir string, controllers []string) {
 }
 
 func inheritCPUSet(dir string) error {
-	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-		have, err := os.ReadFile(filepath.Join(dir, name))
+	for _, name := range cpusetFiles {
+		have, err := readFile(filepath.Join(dir, name))
 		if err != nil {
 			return err
 		}
-		if strings.TrimSpace(string(have)) != "" {
+		if have != "" {
 			continue
 		}
-		parent, err := os.ReadFile(filepath.Join(filepath.Dir(dir), name))
+		parent, err := readFile(filepath.Join(filepath.Dir(dir), name))
 		if err != nil {
 			return err
 		}
-		if err := writeFile(filepath.Join(dir, name), strings.TrimSpace(string(parent))); err != nil {
+		if err := writeFile(filepath.Join(dir, name), parent); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readFile reads a short cgroup file without the spaces around. Package os would have the poller watch it, which
+// costs more than the reading.
+func readFile(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 4096) // a page, as much as one read gives
+	for {
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", &os.PathError{Op: "read", Path: path, Err: err}
+		}
+		return strings.TrimSpace(string(buf[:n])), nil
+	}
 }
 
 // writeFile writes an existing cgroup file in one write(2), as the kernel wants it.

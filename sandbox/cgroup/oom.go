@@ -58,7 +58,7 @@ func (t *tree) hasSwap() bool {
 		return true
 	}
 	const probe = "/gantry-probe"
-	if err := t.mkdir(probe); err != nil {
+	if err := t.mkdirIn(t.hierarchies[0], probe); err != nil {
 		return false
 	}
 	_, err := os.Lstat(t.file("memory", probe, "memory.swap.max"))

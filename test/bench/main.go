@@ -8,6 +8,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
@@ -72,7 +73,7 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 			return e
 		}
 		defer func() { err = errors.Join(err, registry.Close()) }()
-		i, e := harness.Start(ctx, harness.Config{Registry: registry, Subnets: subnet, Flags: []string{"--log-level", "0"}})
+		i, e := harness.Start(ctx, harness.Config{Registry: registry, Subnets: subnet, Tmpfs: true, Flags: []string{"--log-level", "0"}})
 		if e != nil {
 			return e
 		}
@@ -94,6 +95,9 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := &bench{options: o, dir: dir}
 	for _, r := range o.runtimes {
+		if !slices.ContainsFunc(tests, func(name string) bool { return name != "sandbox" && name != "scale" }) {
+			break // no containers
+		}
 		if err := r.pull(ctx, o.image); err != nil {
 			return fmt.Errorf("%s: %w", r.name, err)
 		}

@@ -20,7 +20,10 @@ import (
 // cniPlugins is where Debian's package containernetworking-plugins has its programs.
 const cniPlugins = "/usr/lib/cni"
 
-const peerBridge = "peer0"
+const (
+	peerBridge = "peer0"
+	peerState  = "/run/containerd" // a tmpfs, as on nodes and as gantry's
+)
 
 // peerNetwork does what gantry-bridge does: bridge, addresses, masquerade, host ports.
 const peerNetwork = `{"cniVersion": "1.0.0", "name": "peer", "plugins": [
@@ -48,7 +51,7 @@ func startContainerd(ctx context.Context, path string, registry *images.Registry
 		return nil, nil, err
 	}
 	undo = append(undo, func() error { return os.RemoveAll(dir) })
-	for _, shared := range []string{"/run/containerd", "/var/lib/cni"} { // its shims' sockets and libcni's cache
+	for _, shared := range []string{peerState, "/var/lib/cni"} { // where also its shims' sockets are; libcni's cache
 		remove, err := coverDir(shared)
 		if err != nil {
 			return nil, nil, err
@@ -82,7 +85,7 @@ BinaryName = %q
 socket_path = %q
 `, cniPlugins, network, runc, filepath.Join(dir, "nri.sock"))
 	undo = append(undo, forgetNetwork)
-	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, Registry: registry, Tables: tables})
+	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, State: peerState, Registry: registry, Tables: tables})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -36,6 +36,7 @@ type Config struct {
 	CNIConf  string           // its CNI configuration folder; empty: one without files
 	TOML     string           // its configuration file, which the flags go over
 	Subnets  string           // of the default network, with commas between; empty: one of IPv4
+	Tmpfs    bool             // its run folder is on one, as /run is on nodes
 }
 
 // Instance is a running daemon. Its methods are for one goroutine; the clients are for any.
@@ -116,6 +117,14 @@ func (i *Instance) setUp(cfg Config) error {
 	if cfg.Registry != nil {
 		if err := cfg.Registry.WriteMirrors(certs); err != nil {
 			return err
+		}
+	}
+	if run := filepath.Join(i.Dir, "run"); cfg.Tmpfs {
+		if err := os.Mkdir(run, 0o700); err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700"); err != nil {
+			return fmt.Errorf("mounting a tmpfs at %s: %w", run, err)
 		}
 	}
 	config := i.ConfigFile()
@@ -338,6 +347,10 @@ func (i *Instance) Close() error {
 		if err := unix.Kill(pid, unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("ending supervisor %d: %w", pid, err))
 		}
+	}
+	// What Config.Tmpfs mounted; else there is nothing mounted.
+	if err := unix.Unmount(filepath.Join(i.Dir, "run"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		errs = append(errs, fmt.Errorf("unmounting the run folder: %w", err))
 	}
 	if err := os.RemoveAll(i.Dir); err != nil {
 		errs = append(errs, fmt.Errorf("removing the instance's folder: %w", err))

@@ -23,6 +23,7 @@ import (
 type Config struct {
 	Path     string // of the program
 	Dir      string
+	State    string           // its state folder, /run/containerd in its defaults
 	Registry *images.Registry // whose mirrors it uses
 	Tables   string           // of its configuration, beyond the registry; the rest are its defaults
 }
@@ -60,7 +61,7 @@ func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 		return nil, err
 	}
 	d.Runtime, d.Images = runtimeapi.NewRuntimeServiceClient(d.conn), runtimeapi.NewImageServiceClient(d.conn)
-	d.cmd = exec.Command(cfg.Path, "--config", config, "--root", d.Root, "--state", filepath.Join(cfg.Dir, "state"), "--address", socket, "--log-level", "error")
+	d.cmd = exec.Command(cfg.Path, "--config", config, "--root", d.Root, "--state", cfg.State, "--address", socket, "--log-level", "error")
 	d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(cfg.Path)+":"+os.Getenv("PATH")) // of its shim
 	d.cmd.Stdout, d.cmd.Stderr = logs, logs
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // harness.Reap knows its shims by not being in this session

@@ -29,7 +29,7 @@ func startGantry(ctx context.Context, registry *images.Registry) (*daemon, error
 }
 
 func startContainerd(ctx context.Context, path, dir string, registry *images.Registry) (*daemon, error) {
-	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, Registry: registry})
+	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, State: filepath.Join(dir, "state"), Registry: registry})
 	if err != nil {
 		return nil, err
 	}
