@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 
-	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/test/bench/containerd"
@@ -100,27 +99,13 @@ func reap() error {
 }
 
 // forgetNetwork removes what its plugins leave: the bridge, and the tables of iptables. The network namespace is the
-// bench's own (harness.Isolate).
+// bench's own (harness.Isolate), and the gantry beside has no pods by then.
 func forgetNetwork() error {
-	if link, err := netlink.LinkByName(peerBridge); err == nil {
-		if err := netlink.LinkDel(link); err != nil {
-			return err
-		}
+	err := harness.FlushRuleset()
+	if _, missing := net.InterfaceByName(peerBridge); missing == nil { // else no pod was made
+		err = errors.Join(err, harness.DeleteLink(peerBridge))
 	}
-	conn, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	tables, err := conn.ListTables()
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		if t.Family == nftables.TableFamilyIPv4 || t.Family == nftables.TableFamilyIPv6 {
-			conn.DelTable(t)
-		}
-	}
-	return conn.Flush()
+	return err
 }
 
 // coverDir mounts an empty file system over a directory, which it makes if there is none.
