@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +19,7 @@ type Outside struct {
 
 	work  chan func() error
 	done  chan error
-	ended chan struct{}
+	ended chan error
 }
 
 // NewOutside makes it; Close removes it.
@@ -29,11 +27,12 @@ func NewOutside() (*Outside, error) {
 	o := &Outside{
 		Node: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8:213::1")},
 		Host: []netip.Addr{netip.MustParseAddr("203.0.113.2"), netip.MustParseAddr("2001:db8:213::2")},
-		work: make(chan func() error), done: make(chan error), ended: make(chan struct{}),
+		work: make(chan func() error), done: make(chan error), ended: make(chan error, 1),
 	}
-	go o.host()
-	if err := <-o.done; err != nil {
-		<-o.ended
+	go func() { o.ended <- onThread(o.host) }()
+	select {
+	case <-o.done:
+	case err := <-o.ended:
 		return nil, fmt.Errorf("making a network namespace: %w", err)
 	}
 	if err := o.join(); err != nil {
@@ -42,26 +41,16 @@ func NewOutside() (*Outside, error) {
 	return o, nil
 }
 
-// host is the goroutine whose thread is in the namespace, which no other thread is, and nothing pins.
-func (o *Outside) host() {
-	defer close(o.ended)
-	runtime.LockOSThread()
-	node, err := netns.Get()
-	if err == nil {
-		err = unix.Unshare(unix.CLONE_NEWNET)
+// host works in the namespace, which nothing pins, until Close.
+func (o *Outside) host() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
 	}
-	o.done <- err
-	if err != nil {
-		return
-	}
+	o.done <- nil
 	for f := range o.work {
 		o.done <- f()
 	}
-	// The process's first thread does not end with its goroutine, so it is brought back. One that cannot be ends here.
-	if err := netns.Set(node); err == nil {
-		runtime.UnlockOSThread()
-	}
-	_ = node.Close()
+	return nil
 }
 
 // Do runs f on the other host, one at a time. Its sockets stay there; goroutines that it starts are on the node.
@@ -112,7 +101,9 @@ func linkUp(name string, addrs []netip.Addr) error {
 // Close removes the link and the namespace.
 func (o *Outside) Close() error {
 	close(o.work)
-	<-o.ended
+	if err := <-o.ended; err != nil {
+		return err
+	}
 	// The kernel removes the link with the namespace, in a moment; it must not be there when the next one is made.
 	l, err := netlink.LinkByName(outsideLink)
 	if err == nil {
