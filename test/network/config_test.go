@@ -93,13 +93,14 @@ func TestNetworkReady(t *testing.T) {
 			if c.toml == "" {
 				n.eventually("the default network serves", func() bool {
 					p, err := n.try("probe")
-					if err != nil {
-						t.Fatal(err)
-					}
+					must(t, err)
 					ips := p.ips()
-					return p.remove() == nil && len(ips) == 2
+					must(t, p.remove())
+					return len(ips) == 2
 				})
-				n.pod("new").within("10.212.0.0/24", "fd00:212::/64")
+				latest := n.pod("new").serve()
+				latest.within("10.212.0.0/24", "fd00:212::/64")
+				expect(t, latest.ask, patience, []question{{"a pod of the other network", "tcp", netip.AddrPortFrom(old.ips()[0], 80), latest.ips()[0].String()}})
 			} else {
 				n.becomesUnready(conf, "turned off")
 				n.refuses(conf, "turned off")

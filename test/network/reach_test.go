@@ -110,6 +110,22 @@ func TestReach(t *testing.T) {
 			{"a pod's own address", "tcp", netip.AddrPortFrom(serverIPs[0], 80), "dial tcp " + serverIPs[0].String() + ":80: connect: network is unreachable"},
 		})
 	})
+	t.Run("without the daemon", func(t *testing.T) {
+		must(t, n.Kill())
+		for i := range gateways {
+			expect(t, fromOutside, patience, both("a host port", out.Node[i], 18080, out.Host[i].String()))
+			expect(t, here, patience, both("a pod", serverIPs[i], 80, gateways[i].String()))
+			must(t, server.do(func() error {
+				expect(t, here, patience, append(both("a pod", clientIPs[i], 80, serverIPs[i].String()), both("another host", out.Host[i], 80, out.Node[i].String())...))
+				return nil
+			}))
+		}
+		must(t, n.StartDaemon(t.Context()))
+		if got := server.ips(); !slices.Equal(got, serverIPs) {
+			t.Errorf("addresses %v were %v", got, serverIPs)
+		}
+		expect(t, fromOutside, patience, both("a host port after the restart", out.Node[0], 18080, out.Host[0].String()))
+	})
 	t.Run("removed", func(t *testing.T) {
 		must(t, server.remove())
 		for i := range gateways {
