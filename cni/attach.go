@@ -104,7 +104,7 @@ func (n *Networks) add(ctx context.Context, pod Pod, a *attachment) (Result, err
 			return Result{}, err
 		}
 	}
-	raw, err := n.libcni.AddNetworkList(ctx, a.list, a.runtimeConf(pod.ID, pod.NetNS))
+	raw, err := n.addChain(ctx, pod.ID, a, pod.NetNS)
 	if err != nil {
 		return Result{}, err
 	}
@@ -176,7 +176,7 @@ func (n *Networks) del(ctx context.Context, pod string, a *attachment, netns str
 	if !isNamespace(netns) {
 		netns = ""
 	}
-	if err := n.libcni.DelNetworkList(ctx, a.list, a.runtimeConf(pod, netns)); err != nil {
+	if err := n.delChain(ctx, pod, n.attachment(pod), netns); err != nil {
 		return err
 	}
 	return n.forget(pod)

@@ -19,7 +19,8 @@
 //	                            +-- ADD fails: chain DEL, record removed  +-- DEL fails: the record stays, Detach again
 //
 // A record is there from before the first plugin runs until after the last one has undone its work. So whatever
-// instruction the daemon is killed at, GC at the next start finds the pod and runs the chain's DEL.
+// instruction the daemon is killed at, GC at the next start finds the pod and runs the chain's DEL. Between two plugins
+// of other programs the record gets the result so far, for a DEL that needs it.
 //
 // # Files below Config.StateDir
 //

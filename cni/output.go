@@ -42,13 +42,18 @@ func checkOutput(command string, conf, stdout []byte) error {
 	if slices.Contains(out.IPs, nil) || slices.Contains(out.Interfaces, nil) || slices.Contains(out.Routes, nil) {
 		return fmt.Errorf("its result has null as an address, interface or route, stdout %q", shown(stdout))
 	}
-	if _, err := invoke.ExecPluginWithResult(context.Background(), "", conf, &invoke.Args{}, printed{stdout: stdout}); err != nil {
+	if _, err := readResult(conf, stdout); err != nil {
 		return fmt.Errorf("its result cannot be read: %s", shown([]byte(err.Error())))
 	}
 	return nil
 }
 
-// printed has libcni read a result that is there already.
+// readResult reads a result as libcni does.
+func readResult(conf, stdout []byte) (types.Result, error) {
+	return invoke.ExecPluginWithResult(context.Background(), "", conf, &invoke.Args{}, printed{stdout: stdout})
+}
+
+// printed is a plugin that has run.
 type printed struct {
 	invoke.Exec
 	stdout []byte

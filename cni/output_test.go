@@ -1,10 +1,8 @@
 package cni
 
 import (
-	"context"
 	"testing"
 
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/version"
 )
 
@@ -24,7 +22,7 @@ func FuzzResult(f *testing.F) {
 			if err := checkOutput("ADD", []byte(conf), stdout); err != nil {
 				continue
 			}
-			raw, err := invoke.ExecPluginWithResult(context.Background(), "", []byte(conf), &invoke.Args{}, printed{stdout: stdout})
+			raw, err := readResult([]byte(conf), stdout)
 			if err != nil {
 				t.Fatalf("checked, then: %v", err)
 			}

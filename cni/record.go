@@ -20,11 +20,12 @@ const maxFile = 1 << 20
 
 // attachment is a pod's record, version 1. It is immutable.
 type attachment struct {
-	Version      int            `json:"version"`
-	NetNS        string         `json:"netns"`
-	Config       string         `json:"config"` // the list, as the ADD got it
-	Args         [][2]string    `json:"args"`
-	Capabilities map[string]any `json:"capabilities"`
+	Version      int             `json:"version"`
+	NetNS        string          `json:"netns"`
+	Config       string          `json:"config"` // the list, as the ADD got it
+	Args         [][2]string     `json:"args"`
+	Capabilities map[string]any  `json:"capabilities"`
+	SoFar        json.RawMessage `json:"soFar,omitempty"` // result of the chain's plugins that have run, see addChain
 	// ------ not saved ------
 	list *libcni.NetworkConfigList
 }

@@ -4,7 +4,8 @@
 #   Debian packages (as root): busybox-static for the test images; gcc and libc6-dev for Go's race detector, with
 #   libseccomp-dev and pkg-config when runc has to be built; make, git, procps and ca-certificates. With the
 #   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, umoci, whose unpacking
-#   is compared with Gantry's, and crun, the other OCI runtime.
+#   is compared with Gantry's, crun, the other OCI runtime, and the reference plugins of CNI with the iptables that some
+#   of them call.
 #   With vm qemu, Debian's cloud kernel and the programs that the virtual machine of hack/test-vm.sh has.
 #   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
 set -euo pipefail
@@ -43,12 +44,14 @@ install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "m
 	"git=command -v git" "procps=command -v pgrep" "busybox-static=static_busybox" \
 	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
 if [[ ${1:-} == test ]]; then
-	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci" "crun=command -v crun"
+	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci" "crun=command -v crun" \
+		"containernetworking-plugins=test -x /usr/lib/cni/bridge" "iptables=command -v iptables"
 fi
 if [[ ${1:-} == vm ]]; then
 	install_packages "qemu-system-x86=command -v qemu-system-x86_64" "linux-image-cloud-amd64=ls /boot/vmlinuz-*-cloud-amd64" \
 		"kmod=command -v modprobe" "cpio=command -v cpio" "e2fsprogs=command -v mke2fs" "crun=command -v crun" \
 		"apparmor=command -v apparmor_parser" "criu=command -v criu" "gzip=command -v gzip" "iproute2=command -v ip" "nftables=command -v nft" "util-linux=command -v ipcmk" \
+		"containernetworking-plugins=test -x /usr/lib/cni/bridge" \
 		"secilc=command -v secilc" "systemd=test -x /lib/systemd/systemd" "dbus=test -e /lib/systemd/system/dbus.service"
 fi
 if [[ -z $(find_runc) ]]; then
