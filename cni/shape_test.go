@@ -225,6 +225,9 @@ func TestBandwidthKilled(t *testing.T) {
 	if err := n.Networks.Close(); err != nil { // before the links' removal has come far
 		t.Fatal(err)
 	}
+	if err := os.Remove(filepath.Join(n.cfg.StateDir, "results/gantry-"+lost.ID+"-eth0")); err != nil {
+		t.Fatal(err)
+	}
 	f, err := os.OpenFile(filepath.Join(n.cfg.StateDir, "attachments"), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
 		t.Fatal(err)

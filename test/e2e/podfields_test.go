@@ -128,6 +128,18 @@ func TestPodFields(t *testing.T) {
 				}
 			}
 		},
+		"annotations of the network": func(n *node) {
+			for annotation, value := range map[string]string{"kubernetes.io/egress-bandwidth": "fast", "kubernetes.io/ingress-bandwidth": "2P",
+				"cni.gantry.dev/mac": "01:00:5e:00:00:01", "cni.gantry.dev/aliases": "a b"} {
+				annotate := func(c *runtimeapi.PodSandboxConfig) { c.Annotations = map[string]string{annotation: value} }
+				wantError(n.t, n.tryRunPod("annotation-bad", annotate), codes.InvalidArgument, annotation)
+				n.runPod("annotation-"+value[:1], annotate, hostNetwork) // which no annotation concerns
+			}
+			limited := n.runPod("annotation-good", func(c *runtimeapi.PodSandboxConfig) {
+				c.Annotations = map[string]string{"kubernetes.io/egress-bandwidth": "1G", "kubernetes.io/ingress-bandwidth": "1G"}
+			})
+			limited.run("c", forever).exec("sh", "-c", "ping -c 1 -W 10 $(ip route | grep ^default | cut -d ' ' -f 3)")
+		},
 		"cgroup_parent": func(n *node) {
 			c := n.runPod("cgroup-default", func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "" }).run("c", forever)
 			if got := read(t, "/proc/"+c.hostPID()+"/cgroup"); !strings.Contains(got, "/gantry/"+c.id) {

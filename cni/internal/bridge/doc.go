@@ -5,17 +5,18 @@
 //
 //	{"type": "gantry-bridge", "bridge": "gantry0", "mtu": 0, "hairpinMode": true, "isGateway": true, "ipMasq": true,
 //	 "subnets": ["10.86.0.0/16", "fd00:86::/64"], "routes": [{"dst": "0.0.0.0/0"}],
-//	 "capabilities": {"portMappings": true}}
+//	 "capabilities": {"portMappings": true, "bandwidth": true}}
 //
 // or, instead of subnets, "ranges" as host-local has them: a list of sets, one address is taken of each set.
 //
 // Order of an ADD, each step undone when a later one fails: leases, host ports, veth. The record that makes a crash
 // harmless is the caller's, written before ADD; leases and host ports name their pod, and the host end of the veth is
-// named after it, so Sweep finds what belongs to no live pod.
+// named after it, as is the ifb of an egress limit, so Sweep finds what belongs to no live pod.
 //
 // DEL leaves the veth to the kernel: removing a link waits for RCU grace periods (tens of milliseconds), while the
 // link goes by itself once the pod's namespace does. DEL only disables its bridge port, so that from then on the freed
-// addresses answer nowhere. RemoveLink deletes it for a namespace that lives on.
+// addresses answer nowhere. RemoveLink deletes it for a namespace that lives on. The ifb of an egress limit, which is in
+// the node's namespace, goes to the reaper, which deletes it in the background.
 //
 // On disk: <dir>/networks/<network>/network.json, written before the bridge is made, says which bridge it is and
 // whether it was made here; <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
