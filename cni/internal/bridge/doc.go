@@ -21,5 +21,5 @@
 // On disk: <dir>/networks/<network>/network.json, written before the bridge is made, says which bridge it is and
 // whether it was made here; <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
 //
-// Lock order: Plugin.mu, network.mu, those of ipam.Pool and nft.Table; none is held while waiting for ctx.
+// Lock order: Plugin.allocating, Plugin.mu, network.mu, those of ipam.Pool and nft.Table; none is held while waiting for ctx.
 package bridge

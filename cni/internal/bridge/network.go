@@ -97,6 +97,19 @@ func (p *Plugin) network(ctx context.Context, name string) (*network, error) {
 	return n, err
 }
 
+// allocate leases addresses that no pod of any network has.
+func (p *Plugin) allocate(n *network, pod string, sets [][]ipam.Range) ([]ipam.Address, error) {
+	var others []*ipam.Pool
+	for _, o := range p.all() {
+		if o != n {
+			others = append(others, o.pool)
+		}
+	}
+	p.allocating.Lock()
+	defer p.allocating.Unlock()
+	return n.pool.Allocate(pod, sets, others...)
+}
+
 func (n *network) forget() {
 	n.mu.Lock()
 	defer n.mu.Unlock()

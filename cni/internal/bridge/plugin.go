@@ -36,6 +36,8 @@ type Plugin struct {
 	ifbPrefix     string
 	ifbs          reaper // of limits of pods that are gone
 
+	allocating sync.Mutex
+
 	mu       sync.Mutex
 	networks map[string]*network
 }
@@ -146,7 +148,7 @@ func (p *Plugin) add(ctx context.Context, args Args) (types.Result, error) {
 	}
 
 	var done undo
-	addrs, err := n.pool.Allocate(args.ContainerID, cfg.Ranges)
+	addrs, err := p.allocate(n, args.ContainerID, cfg.Ranges)
 	if err == nil {
 		done = append(done, func() error { return n.pool.Release(args.ContainerID) })
 		var ports []nft.Port

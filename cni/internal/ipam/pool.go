@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -59,8 +60,9 @@ func (p *Pool) hold(addr netip.Addr, pod string) {
 }
 
 // Allocate leases one address of each set to the pod; of a set the first range with a free address serves.
-// On error nothing is leased.
-func (p *Pool) Allocate(pod string, sets [][]Range) ([]Address, error) {
+// On error nothing is leased. Addresses that one of the others holds are passed over: the same subnet may have served
+// under another network's name. The caller sees to it that none of these allocates at the same time.
+func (p *Pool) Allocate(pod string, sets [][]Range, others ...*Pool) ([]Address, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if have := p.leases[pod]; len(have) > 0 {
@@ -68,7 +70,7 @@ func (p *Pool) Allocate(pod string, sets [][]Range) ([]Address, error) {
 	}
 	var got []Address
 	for _, set := range sets {
-		a, err := p.allocateOne(pod, set)
+		a, err := p.allocateOne(pod, set, others)
 		if err != nil {
 			return nil, errors.Join(err, p.release(pod))
 		}
@@ -77,7 +79,7 @@ func (p *Pool) Allocate(pod string, sets [][]Range) ([]Address, error) {
 	return got, nil
 }
 
-func (p *Pool) allocateOne(pod string, set []Range) (Address, error) {
+func (p *Pool) allocateOne(pod string, set []Range, others []*Pool) (Address, error) {
 	var full []string
 	for _, r := range set {
 		addr := p.last[r.First.Is4()]
@@ -90,7 +92,7 @@ func (p *Pool) allocateOne(pod string, set []Range) (Address, error) {
 			} else {
 				addr = addr.Next()
 			}
-			if _, used := p.holder[addr]; !used && addr != r.Gateway {
+			if p.holder[addr] == "" && addr != r.Gateway && !slices.ContainsFunc(others, func(o *Pool) bool { return o.Holder(addr) != "" }) {
 				if err := p.journal.Put(addr.String(), pod, false); err != nil {
 					return Address{}, fmt.Errorf("leasing %s of network %s: %w", addr, p.network, err)
 				}
@@ -146,6 +148,13 @@ func (p *Pool) Sweep(live map[string]bool) (released int, err error) {
 		}
 	}
 	return released, errors.Join(errs...)
+}
+
+// Holder is the pod that an address is leased to, "" when it is free.
+func (p *Pool) Holder(addr netip.Addr) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.holder[addr]
 }
 
 // Len is the number of addresses in use.

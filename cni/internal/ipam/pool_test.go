@@ -198,3 +198,30 @@ func BenchmarkAllocate(b *testing.B) {
 		}
 	}
 }
+
+// TestAllocateBesideOthers passes over what a pool of another network holds.
+func TestAllocateBesideOthers(t *testing.T) {
+	a, b := mustOpen(t, t.TempDir()), mustOpen(t, t.TempDir())
+	defer a.Close()
+	defer b.Close()
+	set := [][]Range{mustRange(t, "10.0.0.0/29")}
+	mustAllocate(t, a, "a1", set...)
+	mustAllocate(t, a, "a2", set...)
+	if err := a.Release("a1"); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for {
+		addrs, err := b.Allocate(fmt.Sprint("b", len(got)), set, a)
+		if err != nil {
+			if !errors.Is(err, errdefs.ErrUnavailable) {
+				t.Error(err)
+			}
+			break
+		}
+		got = append(got, addrs[0].Prefix.Addr().String())
+	}
+	if s := strings.Join(got, " "); s != "10.0.0.2 10.0.0.4 10.0.0.5 10.0.0.6" {
+		t.Errorf("leased %s beside 10.0.0.3", s)
+	}
+}
