@@ -86,6 +86,11 @@ func checkCNI(ctx context.Context, r *report, cfg config.Config, files []string,
 		return
 	}
 	r.ok("network", fmt.Sprintf("%s with the plugins %s", file, strings.Join(types, ", ")))
+	for _, t := range types {
+		if v := judge(t, pluginVersion(ctx, t, cfg.CNI.BinDirs)); v.open {
+			r.warn("network plugin "+t, v.detail)
+		}
+	}
 	if n, err := readNumber("/proc/sys/net/ipv4/ip_forward"); err != nil || n == 0 {
 		r.warn("ip_forward", "off; pods may not reach beyond this node (sysctl net.ipv4.ip_forward=1)")
 	}
@@ -121,13 +126,6 @@ func pluginTypes(data []byte) []string {
 		}
 	}
 	return types
-}
-
-func inDirs(program string, dirs []string) bool {
-	return slices.ContainsFunc(dirs, func(dir string) bool {
-		path := filepath.Join(dir, program)
-		return filepath.Base(path) == program && unix.Access(path, unix.X_OK) == nil
-	})
 }
 
 // checkSubnets looks for addresses of the node that pods would get too.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -140,6 +141,11 @@ func TestDoctorFindsWhatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	file := filepath.Join(conf, "10-x.conflist")
+	plugins := filepath.Join(dir, "plugins")
+	if err := errors.Join(os.Mkdir(plugins, 0o700), os.WriteFile(filepath.Join(plugins, "portmap"),
+		[]byte("#!/bin/sh\necho CNI portmap plugin v1.8.0 >&2\necho CNI protocol versions supported: 1.0.0 >&2\n"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		conf string
 		args []string
@@ -150,6 +156,8 @@ func TestDoctorFindsWhatFails(t *testing.T) {
 			"FAIL  runtime bad (default): " + runtime + " starts no container: ", "no such luck", "could not run",
 		}},
 		{`{"cniVersion": `, nil, []string{"FAIL  network: ", file}},
+		{`{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"portmap"}]}`, []string{"--cni-bin-dir", plugins}, []string{
+			"OK    network: " + file + " with the plugins portmap", "WARN  network plugin portmap: portmap 1.8.0 open to CVE-2025-67499"}},
 		{"", []string{"--network", "none"}, []string{"FAIL  network: no CNI configuration in " + conf, "gantry-bridge"}},
 		{"", []string{"--default-runtime", "nothing"}, []string{"FAIL  configuration: default_runtime = \"nothing\""}},
 	} {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// hole is a published vulnerability of an OCI runtime: in the versions from
+// hole is a published vulnerability of an OCI runtime or a CNI plugin: in the versions from
 // since, "" for the first, to before fixed.
 type hole struct {
 	program, since, fixed string
@@ -37,16 +37,18 @@ var holes = []hole{
 	{"crun", "", "1.20", "CVE-2025-24965", noKrun},
 	{"crun", "1.19", "1.27", "CVE-2026-30892", execFile},
 	{"crun", "", "1.29.2", "CVE-2026-88264, CVE-2026-88265", ownDev},
+	{"portmap", "", "0.7.5", "CVE-2019-9946", ""},
+	{"portmap", "1.6.0", "1.9.0", "CVE-2025-67499 (with its backend nftables)", ""},
 }
 
 // oldest are the versions below which a runtime is not to be used even though
 // no single hole of it is open here, and newest those without any known hole.
 var (
 	oldest = map[string]string{"crun": "1.27"}
-	newest = map[string]string{"runc": "1.3.6, 1.4.3, 1.5.0 or newer", "crun": "1.29.2 or newer"}
+	newest = map[string]string{"runc": "1.3.6, 1.4.3, 1.5.0 or newer", "crun": "1.29.2 or newer", "portmap": "1.9.0 or newer"}
 )
 
-// verdict is what is known of a version of an OCI runtime.
+// verdict is what is known of a version of such a program.
 type verdict struct {
 	open   bool   // there are holes that a container could use, or the version is too old
 	detail string // "" if nothing is known against it

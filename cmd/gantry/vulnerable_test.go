@@ -40,6 +40,10 @@ func TestJudge(t *testing.T) {
 		{"crun", "1.29.1", false, "CVE-2026-88264"},
 		{"crun", "1.29.2", false, ""},
 		{"crun", "1.30.1", false, ""},
+		{"portmap", "0.7.4", true, "CVE-2019-9946"},
+		{"portmap", "1.5.1", false, ""},
+		{"portmap", "1.8.0", true, "portmap 1.8.0 open to CVE-2025-67499 (with its backend nftables); install portmap 1.9.0 or newer"},
+		{"portmap", "1.9.0", false, ""},
 		{"youki", "0.1.0", false, ""},
 		{"", "", false, ""},
 	} {

@@ -89,15 +89,22 @@ func (s spec) name() string {
 }
 
 func TestCRIConformance(t *testing.T) {
+	cfg := config(t)
+	focus, want := os.Getenv("CRITEST_FOCUS"), enough
+	if focus != "" {
+		want = 1
+	}
+	conforms(t, harness.New(t, cfg), focus, want)
+}
+
+// TestNetworkingWithReferencePlugins runs the networking specs once more, with pods connected by CNI's own plugins.
+func TestNetworkingWithReferencePlugins(t *testing.T) {
+	i, _ := harness.NewWithReferencePlugins(t, config(t))
+	conforms(t, i, "Networking", 4)
+}
+
+func config(t *testing.T) harness.Config {
 	harness.Require(t)
-	rules, err := parseRules(skipList)
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary, err := harness.Tool(t.Context(), "critest")
-	if err != nil {
-		t.Fatal(err)
-	}
 	cfg := harness.Config{Registry: harness.Registry(t)}
 	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
 		cfg.TOML = "selinux = true\n"
@@ -109,8 +116,21 @@ func TestCRIConformance(t *testing.T) {
 		}
 		cfg.Flags = []string{"--runtime", name + "=" + path, "--default-runtime", name}
 	}
-	i := harness.New(t, cfg)
-	specs := runSuite(t, i, binary, rules)
+	return cfg
+}
+
+// conforms requires of the specs in focus ("" = all) that they pass, at least so many, or are skipped for a known reason.
+func conforms(t *testing.T, i *harness.Instance, focus string, want int) {
+	t.Helper()
+	rules, err := parseRules(skipList)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary, err := harness.Tool(t.Context(), "critest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	specs := runSuite(t, i, binary, focus, rules)
 
 	passed, failed, skipped := 0, 0, map[string]int{}
 	for _, s := range specs {
@@ -121,7 +141,7 @@ func TestCRIConformance(t *testing.T) {
 		case "passed":
 			passed++
 		case "skipped", "pending":
-			if s.Failure.Message == "" && os.Getenv("CRITEST_FOCUS") != "" {
+			if s.Failure.Message == "" && focus != "" {
 				continue // out of focus
 			}
 			r := slices.IndexFunc(rules, func(r rule) bool { return r.holds() && r.specs.MatchString(s.name()) })
@@ -144,10 +164,6 @@ func TestCRIConformance(t *testing.T) {
 	for reason, n := range skipped {
 		t.Logf("  %d skipped: %s", n, reason)
 	}
-	want := enough
-	if os.Getenv("CRITEST_FOCUS") != "" {
-		want = 1
-	}
 	if passed < want {
 		t.Errorf("%d specs passed, want at least %d", passed, want)
 	}
@@ -155,14 +171,14 @@ func TestCRIConformance(t *testing.T) {
 
 // runSuite runs critest to its end and returns its specs. Specs that fail are in the report, so the exit code only
 // matters when there is none.
-func runSuite(t *testing.T, i *harness.Instance, binary string, rules []rule) []spec {
+func runSuite(t *testing.T, i *harness.Instance, binary, focus string, rules []rule) []spec {
 	t.Helper()
 	report, tmp := filepath.Join(i.LogDir, "critest.json"), filepath.Join(i.LogDir, "tmp")
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"-runtime-endpoint=unix://" + i.Socket, "-ginkgo.json-report=" + report, "-ginkgo.no-color", "-ginkgo.timeout=" + timeout.String()}
-	if focus := os.Getenv("CRITEST_FOCUS"); focus != "" {
+	if focus != "" {
 		args = append(args, "-ginkgo.focus="+focus)
 	}
 	for _, r := range rules {
