@@ -48,7 +48,11 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, err
 	}
 	for _, p := range list.Plugins { // what a missing program keeps ADD from, it would keep DEL from undoing
-		if _, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs); err != nil {
+		path, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs)
+		if err == nil {
+			err = n.exec.understands(ctx, path, list.CNIVersion)
+		}
+		if err != nil {
 			return Result{}, err
 		}
 	}

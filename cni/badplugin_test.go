@@ -190,16 +190,37 @@ func TestPluginFiles(t *testing.T) {
 		})
 	}
 	t.Run("no interpreter", func(t *testing.T) {
-		n := scripted(t, "")
+		n := scripted(t, "echo '"+external+"'")
 		n.program("script", "echo hello\n", 0o755)
 		pod := n.pod()
-		if _, err := n.Attach(n.ctx, pod); err == nil || !strings.Contains(err.Error(), "CNI plugin script ADD: fork/exec "+n.cfg.BinDirs[0]+"/script: exec format error") {
+		if _, err := n.Attach(n.ctx, pod); err == nil || !strings.Contains(err.Error(), n.cfg.BinDirs[0]+"/script: exec format error") { // of VERSION
 			t.Errorf("%v, want the kernel's reason", err)
 		}
-		n.script("script", "")
-		n.detach(pod)
-		if got := fmt.Sprint(n.commands()); got != "[ADD DEL]" {
-			t.Errorf("calls %s", got)
+		if got := n.commands(); len(got) > 0 {
+			t.Errorf("calls %v, want none", got)
+		}
+		n.script("script", "[ $CNI_COMMAND = VERSION ] || echo '"+external+"'")
+		n.attach(pod)
+	})
+	t.Run("other versions", func(t *testing.T) {
+		n := scripted(t, "")
+		versions := func(v string) string {
+			return `case $CNI_COMMAND in VERSION) echo asked >>` + n.log() + `.versions; echo '{"cniVersion":"1.0.0","supportedVersions":` + v + `}';; *) echo '` + external + `';; esac`
+		}
+		n.script("script", versions(`["0.3.1","0.4.0"]`))
+		pod := n.pod()
+		for range 2 {
+			if _, err := n.Attach(n.ctx, pod); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "script knows the versions 0.3.1, 0.4.0 of CNI, not 1.0.0") {
+				t.Errorf("%v, want failed precondition that names the versions", err)
+			}
+		}
+		if got := n.commands(); len(got) > 0 {
+			t.Errorf("calls %v, want none", got)
+		}
+		n.script("script", versions(`["1.0.0"]`))
+		n.attach(pod)
+		if asked, err := os.ReadFile(n.log() + ".versions"); err != nil || string(asked) != "asked\nasked\n" {
+			t.Errorf("asked %q, %v; want each program once", asked, err)
 		}
 	})
 	t.Run("being installed", func(t *testing.T) {

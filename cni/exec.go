@@ -37,7 +37,8 @@ func isBuiltIn(pluginType string) bool {
 
 // plugins runs plugins for libcni: built-in ones in this process, others as programs.
 type plugins struct {
-	bridge *bridge.Plugin
+	bridge   *bridge.Plugin
+	versions versions
 	version.PluginDecoder
 }
 

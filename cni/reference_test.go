@@ -230,6 +230,17 @@ func TestReferenceChainIsUndone(t *testing.T) {
 	r.leaves(before)
 }
 
+// TestReferenceVersion refuses a pod before anything of it is made: firewall does not know 0.3.1, in DEL neither.
+func TestReferenceVersion(t *testing.T) {
+	r := newReference(t)
+	r.chain("0.3.1", bridge4, firewall)
+	before := r.state()
+	if _, err := r.Attach(r.ctx, r.pod()); err == nil || !strings.Contains(err.Error(), "firewall knows the versions 0.4.0, 1.0.0 of CNI, not 0.3.1") {
+		t.Errorf("%v, want the versions", err)
+	}
+	r.leaves(before)
+}
+
 // TestReferenceMacvlan has pods on the node's own wire.
 func TestReferenceMacvlan(t *testing.T) {
 	r := newReference(t)
