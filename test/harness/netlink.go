@@ -45,6 +45,16 @@ func onThread(f func() error) error {
 	return <-done
 }
 
+// Dump lists things of the kernel, such as links, again if they changed meanwhile.
+func Dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // DeleteLink deletes a link of the node, as an operator may.
 func DeleteLink(name string) error {
 	l, err := netlink.LinkByName(name)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -79,6 +80,10 @@ func linkUp(name string, addrs []netip.Addr) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("finding link %s: %w", name, err)
+	}
+	// The kernel's own address too must be there at once, for neighbours of forwarded packets are asked from it.
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/accept_dad", []byte("0"), 0); err != nil {
+		return err
 	}
 	for _, a := range addrs {
 		addr, err := netlink.ParseAddr(fmt.Sprintf("%s/%d", a, map[bool]int{true: 24, false: 64}[a.Is4()]))

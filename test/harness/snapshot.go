@@ -54,7 +54,7 @@ func (s snapshot) mounts() error {
 }
 
 func (s snapshot) links() error {
-	links, err := netlink.LinkList()
+	links, err := Dump(netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("listing links: %w", err)
 	}

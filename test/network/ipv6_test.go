@@ -2,9 +2,12 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/harness"
@@ -40,5 +43,25 @@ func TestIPv6Only(t *testing.T) {
 	expect(t, fromOutside, patience, both("a host port of the other family", out.Node[0], 18080, peer.Refused))
 	if _, err := n.try("four", ports(port(tcp, 18081, 80, out.Node[0].String()))); err == nil || !strings.Contains(err.Error(), out.Node[0].String()) {
 		t.Errorf("a host port of an IPv4 address: %v, want an error that names it", err)
+	}
+}
+
+// From the first pod on other hosts reach pods: the kernel does not first look for duplicates of the address that the
+// bridge has for asking neighbours, which takes a second or two.
+func TestBridgeIsThereAtOnce(t *testing.T) {
+	n := newNode(t, harness.Config{Subnets: dual})
+	const asked = "Icmp6OutNeighborSolicits"
+	before, err := counter(asked)
+	must(t, err)
+	n.pod("first")
+	n.eventually("the bridge has a link-local address", func() bool {
+		link, err := netlink.LinkByName(n.Bridge)
+		must(t, err)
+		addrs, err := harness.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET6) })
+		must(t, err)
+		return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 })
+	})
+	if after, err := counter(asked); err != nil || after != before {
+		t.Errorf("the node has asked %d times for neighbours while nobody sent anything, %v", after-before, err)
 	}
 }

@@ -49,18 +49,18 @@ func advertise(prefix netip.Addr) error {
 	return unix.Sendto(fd, m, 0, &unix.SockaddrInet6{Addr: netip.IPv6LinkLocalAllNodes().As16(), ZoneId: uint32(link.Index)})
 }
 
-// advertised counts the router advertisements that the namespace of the calling thread has received.
-func advertised() (count int, err error) {
+// counter reads a counter of IPv6 in the network namespace of the calling thread.
+func counter(name string) (count int, err error) {
 	counters, err := os.ReadFile("/proc/thread-self/net/snmp6")
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(counters)) {
-		if n, _ := fmt.Sscanf(line, "Icmp6InRouterAdvertisements %d", &count); n == 1 {
+		if n, _ := fmt.Sscanf(line, name+" %d", &count); n == 1 {
 			return count, nil
 		}
 	}
-	return 0, errors.New("no counter of router advertisements")
+	return 0, fmt.Errorf("no counter %s", name)
 }
 
 // CVE-2020-10749: no pod becomes the router of another pod or of the node by advertising itself.
@@ -70,14 +70,16 @@ func TestSecurityRouterAdvertisement(t *testing.T) {
 	here := func(f func() error) error { return f() }
 	for name, in := range map[string]func(func() error) error{"pod": victim.do, "node": here} {
 		seen := func() (count int) {
-			must(t, in(func() (err error) { count, err = advertised(); return err }))
+			must(t, in(func() (err error) { count, err = counter("Icmp6InRouterAdvertisements"); return err }))
 			return count
 		}
 		before := seen()
-		must(t, attacker.do(func() error { return advertise(netip.MustParseAddr("2001:db8:bad::")) }))
-		n.eventually("the "+name+" has received the advertisement", func() bool { return seen() > before })
+		n.eventually("the "+name+" has received the advertisement", func() bool {
+			must(t, attacker.do(func() error { return advertise(netip.MustParseAddr("2001:db8:bad::")) }))
+			return seen() > before // from its link-local address, which is a new pod's after a moment
+		})
 		must(t, in(func() error {
-			routes, err := netlink.RouteList(nil, unix.AF_INET6)
+			routes, err := harness.Dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, unix.AF_INET6) })
 			for _, r := range routes {
 				if r.Protocol == unix.RTPROT_RA {
 					t.Errorf("the %s has got the route %s", name, r)
@@ -86,7 +88,7 @@ func TestSecurityRouterAdvertisement(t *testing.T) {
 			return err
 		}))
 		must(t, in(func() error {
-			addrs, err := netlink.AddrList(nil, unix.AF_INET6)
+			addrs, err := harness.Dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, unix.AF_INET6) })
 			for _, a := range addrs {
 				if netip.MustParsePrefix("2001:db8:bad::/64").Contains(netip.MustParseAddr(a.IP.String())) {
 					t.Errorf("the %s has got the address %s", name, a)

@@ -27,6 +27,11 @@ func (c *Config) setSysctls() error {
 		}
 	}
 	if v6 {
+		// The kernel asks for the neighbours of forwarded packets from the bridge's own link-local address: as long as it
+		// looks for duplicates of that, a second or two, no other host would reach a pod.
+		if err := writeSysctl(conf+"accept_dad", "0"); err != nil {
+			return err
+		}
 		return forwardIPv6()
 	}
 	return nil
