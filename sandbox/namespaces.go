@@ -38,14 +38,14 @@ func (n Namespaces) flags() (flags int, kinds []string) {
 // pinned by then: a crash leaves nothing. Whoever makes one gives it one job,
 // nil to let the namespaces go, and waits for its end.
 type unpinned struct {
-	job chan func() error
+	job chan func(proc int) error // proc is a procfs for it
 	end chan error
 }
 
 // unshare begins to make namespaces. A user namespace and those that it owns
 // are left to the job.
 func unshare(n Namespaces) unpinned {
-	u := unpinned{job: make(chan func() error, 1), end: make(chan error, 1)}
+	u := unpinned{job: make(chan func(int) error, 1), end: make(chan error, 1)}
 	go onSpareThread(func() {
 		var err error
 		if flags, kinds := n.flags(); flags != 0 && !n.User {
@@ -53,12 +53,34 @@ func unshare(n Namespaces) unpinned {
 				err = fmt.Errorf("making the namespaces %s: %w", strings.Join(kinds, ", "), err)
 			}
 		}
+		proc := openProcfs()
+		defer unix.Close(proc) // behind the end, which nobody has to wait for
 		if job := <-u.job; err == nil && job != nil {
-			err = job()
+			err = job(proc)
 		}
 		u.end <- err
 	})
 	return u
+}
+
+// openProcfs makes a procfs that is mounted nowhere: the kernel keeps the names
+// below /proc/sys/net of all namespaces in one list per name and mounted
+// procfs, so that in /proc the first look of a namespace takes the longer the
+// more pods there are. Where it cannot be made (before Linux 5.2) /proc serves.
+func openProcfs() int {
+	if fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC); err == nil {
+		defer unix.Close(fs)
+		if unix.FsconfigCreate(fs) == nil {
+			if dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0); err == nil {
+				return dir
+			}
+		}
+	}
+	dir, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1 // as sysctls will say
+	}
+	return dir
 }
 
 // onSpareThread runs f on a thread that ends with it, so that f may change the
@@ -82,41 +104,41 @@ func onSpareThread(f func()) {
 
 // pinNamespaces pins each of the namespaces that the thread is in as dir/<kind>
 // and sets them up.
-func pinNamespaces(dir string, cfg PodConfig) error {
+func pinNamespaces(dir string, cfg PodConfig, proc int) error {
 	_, kinds := cfg.Namespaces.flags()
 	for _, kind := range kinds {
 		if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
 			return err
 		}
 	}
-	return setUp(cfg)
+	return setUp(cfg, proc)
 }
 
 // setUp gives the namespaces that the thread is in what the pod asks for.
-func setUp(cfg PodConfig) error {
+func setUp(cfg PodConfig, proc int) error {
 	if cfg.Namespaces.UTS {
 		if err := unix.Sethostname([]byte(cfg.Hostname)); err != nil {
 			return fmt.Errorf("setting hostname %q: %w", cfg.Hostname, err)
 		}
 	}
-	return setSysctls(cfg.Sysctls, cfg.IDs)
+	return setSysctls(proc, cfg.Sysctls, cfg.IDs)
 }
 
-// setSysctls writes to /proc/sys, which shows the calling thread's namespaces
+// setSysctls writes to sys of a procfs, which shows the calling thread's namespaces
 // for the net, kernel/shm*, msg*, sem and fs/mqueue trees. That every key is
 // of a namespace that the pod owns is the caller's duty: any other would
 // change the host.
-func setSysctls(sysctls map[string]string, ids IDMap) error {
+func setSysctls(proc int, sysctls map[string]string, ids IDMap) error {
 	keys := make([]string, 0, len(sysctls))
 	for k := range sysctls {
 		keys = append(keys, k)
 	}
 	slices.Sort(keys) // the same error every time
 	for _, k := range keys {
-		path := filepath.Join("/proc/sys", k)
-		err := writeSysctl(path, sysctls[k])
+		path := filepath.Join("sys", k)
+		err := writeSysctl(proc, path, sysctls[k])
 		if ids != (IDMap{}) && errors.Is(err, fs.ErrPermission) {
-			err = asMappedRoot(ids, func() error { return writeSysctl(path, sysctls[k]) })
+			err = asMappedRoot(ids, func() error { return writeSysctl(proc, path, sysctls[k]) })
 		}
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ERANGE) {
 			err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -130,8 +152,8 @@ func setSysctls(sysctls map[string]string, ids IDMap) error {
 
 // writeSysctl writes without package os, which would have the poller watch the
 // file: that costs more than the writing.
-func writeSysctl(path, value string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+func writeSysctl(proc int, path, value string) error {
+	fd, err := unix.Openat(proc, path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}

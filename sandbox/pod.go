@@ -82,11 +82,11 @@ func (h *Host) CreatePod(cfg PodConfig, record func() error) (PodPaths, error) {
 		thread.job <- nil
 		return PodPaths{}, errors.Join(err, <-thread.end)
 	}
-	thread.job <- func() error {
+	thread.job <- func(proc int) error {
 		if cfg.Namespaces.User {
-			return makeMappedNamespaces(nsDir, filepath.Join(h.podInitRoot, "init"), cfg)
+			return makeMappedNamespaces(nsDir, filepath.Join(h.podInitRoot, "init"), cfg, proc)
 		}
-		return pinNamespaces(nsDir, cfg)
+		return pinNamespaces(nsDir, cfg, proc)
 	}
 	err = h.makePodFiles(paths, cfg)
 	if err = errors.Join(<-thread.end, err); err != nil {

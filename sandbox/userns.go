@@ -22,7 +22,7 @@ type IDMap struct{ UID, GID, Length uint32 }
 // threads would be outside of it (unshare(2)), so they are those of a process:
 // the pod init, which does nothing, until they are pinned and set up. It runs
 // on a thread that ends afterwards, and the process dies with that thread.
-func makeMappedNamespaces(dir, init string, cfg PodConfig) (err error) {
+func makeMappedNamespaces(dir, init string, cfg PodConfig, proc int) (err error) {
 	flags, kinds := cfg.Namespaces.flags()
 	pidfd, ids := -1, func(host uint32) []syscall.SysProcIDMap {
 		return []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(host), Size: int(cfg.IDs.Length)}}
@@ -58,7 +58,7 @@ func makeMappedNamespaces(dir, init string, cfg PodConfig) (err error) {
 			return fmt.Errorf("giving /dev/mqueue to the pod's root: %w", err)
 		}
 	}
-	return setUp(cfg)
+	return setUp(cfg, proc)
 }
 
 // ownQueues gives the root of this IPC namespace's message queues to the pod's

@@ -21,5 +21,10 @@
 // On disk: <dir>/networks/<network>/network.json, written before the bridge is made, says which bridge it is and
 // whether it was made here; <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
 //
+// What grows with the pods on a bridge is the kernel's own walk over the bridge's ports when one is added or comes up,
+// 0.8 µs per port and pod. Network namespaces and veths are not made ahead: the daemon makes a pod's namespace while it
+// writes the pod's record, so that what a pool would save is a few tenths of a millisecond, for namespaces to be swept,
+// to be bounded, and not to be had by pods with a user namespace, which owns theirs.
+//
 // Lock order: Plugin.allocating, Plugin.mu, network.mu, those of ipam.Pool and nft.Table; none is held while waiting for ctx.
 package bridge

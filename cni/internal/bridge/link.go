@@ -48,6 +48,7 @@ type veth struct {
 	hairpin   bool
 	shape     *shaping // nil = no limits
 	announce  bool
+	sysctls   *podSysctls
 }
 
 // create makes the pair with the pod's end in the pod's namespace and the host's end on the bridge and up. The pod's
@@ -93,7 +94,7 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 	var pod *rtnl
 	err := inNamespace(v.ns, func() (err error) {
 		// A neighbour must not become the pod's router (CVE-2020-10749).
-		if err := writeSysctl("net/ipv6/conf/"+v.pod+"/accept_ra", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := v.sysctls.write("net/ipv6/conf/"+v.pod+"/accept_ra", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		if v.announce {
@@ -152,8 +153,8 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 // announceChanges lets the pod's end tell its neighbours when its hardware address is set, which configure does once
 // the addresses are there: an earlier pod may have had them with another one.
 func (v *veth) announceChanges() error {
-	err := writeSysctl("net/ipv4/conf/"+v.pod+"/arp_notify", "1")
-	if v6 := writeSysctl("net/ipv6/conf/"+v.pod+"/ndisc_notify", "1"); !errors.Is(v6, fs.ErrNotExist) {
+	err := v.sysctls.write("net/ipv4/conf/"+v.pod+"/arp_notify", "1")
+	if v6 := v.sysctls.write("net/ipv6/conf/"+v.pod+"/ndisc_notify", "1"); !errors.Is(v6, fs.ErrNotExist) {
 		err = errors.Join(err, v6)
 	}
 	return err

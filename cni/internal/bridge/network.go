@@ -206,9 +206,12 @@ func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 	}
 	// A fixed hardware address, else the bridge takes the lowest of its ports' and pods' neighbour entries go stale.
 	hw := mac(c.Ranges[0][0].Gateway)
+	// No multicast snooping: where nobody queries for listeners the bridge floods all the same, and each port that comes
+	// up starts the timers of all ports anew.
+	noSnooping := nest(unix.IFLA_INFO_DATA, nl.NewRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(0)))
 	errs, err := host.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, false),
 		str(unix.IFLA_IFNAME, c.Bridge), nl.NewRtAttr(unix.IFLA_ADDRESS, hw),
-		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "bridge"))))
+		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "bridge"), noSnooping)))
 	if err == nil && !errors.Is(errs[0], unix.EEXIST) {
 		err = errs[0]
 	}

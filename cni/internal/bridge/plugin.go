@@ -33,6 +33,7 @@ type Plugin struct {
 	defaultBridge string
 	table         *nft.Table
 	host          *rtnl // the node's network namespace
+	sysctls       podSysctls
 	ifbPrefix     string
 	ifbs          reaper // of limits of pods that are gone
 
@@ -86,6 +87,7 @@ func Open(ctx context.Context, dir, defaultBridge, table string) (*Plugin, error
 // Close closes sockets and journals. Bridges, veths and the table stay.
 func (p *Plugin) Close() error {
 	p.ifbs.close()
+	p.sysctls.close()
 	errs := []error{p.host.close(), p.table.Close()}
 	for _, n := range p.all() {
 		errs = append(errs, n.pool.Close())
@@ -195,7 +197,7 @@ func (p *Plugin) parse(stdin []byte) (*Config, error) {
 // link makes the pod's veth. It leaves no link when it fails.
 func (p *Plugin) link(ns *os.File, args Args, cfg *Config, br bridgeLink, addrs []ipam.Address) error {
 	v := veth{host: HostLink(args.ContainerID), pod: args.IfName, mac: cfg.podMAC(addrs),
-		ns: int(ns.Fd()), mtu: br.mtu, bridge: br.index, hairpin: cfg.Hairpin, announce: cfg.Announce}
+		ns: int(ns.Fd()), mtu: br.mtu, bridge: br.index, hairpin: cfg.Hairpin, announce: cfg.Announce, sysctls: &p.sysctls}
 	if cfg.Bandwidth != (Bandwidth{}) {
 		v.shape = &shaping{cfg.Bandwidth, p.ifbLink(args.ContainerID)}
 	}
