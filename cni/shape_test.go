@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -276,4 +277,34 @@ func TestBandwidthUndone(t *testing.T) {
 	if len(n.ifbs()) != 1 {
 		t.Errorf("links %v, want one", n.ifbs())
 	}
+}
+
+// TestBandwidthMany makes and removes limited pods at once, while the links of earlier ones are being deleted.
+func TestBandwidthMany(t *testing.T) {
+	n := newNode(t)
+	queue := make(chan Pod, 24)
+	for range cap(queue) {
+		pod := n.pod()
+		pod.Annotations = map[string]string{ingress: "8M", egress: "8M"}
+		queue <- pod
+	}
+	close(queue)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for pod := range queue {
+				for range 2 { // the second waits for the removal of the first's link
+					if _, err := n.Attach(n.ctx, pod); err != nil {
+						t.Error(err)
+					}
+					if err := errors.Join(n.Detach(n.ctx, pod), n.bridge.RemoveLink(pod.ID)); err != nil {
+						t.Error(err)
+					}
+				}
+				dropNS(t, pod.NetNS)
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "no link of a limit is left", func() bool { return len(n.ifbs()) == 0 })
 }

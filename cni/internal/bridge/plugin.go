@@ -52,7 +52,8 @@ type Args struct {
 
 // Open reads the state of all networks from dir. The kernel is not touched before the first use.
 func Open(ctx context.Context, dir, defaultBridge, table string) (*Plugin, error) {
-	p := &Plugin{dir: dir, defaultBridge: defaultBridge, ifbPrefix: ifbPrefix(table), networks: map[string]*network{}}
+	p := &Plugin{dir: dir, defaultBridge: defaultBridge, networks: map[string]*network{}}
+	p.ifbPrefix, p.ifbs.group = instance(table)
 	root := filepath.Join(dir, "networks")
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("making network directory: %w", err)

@@ -2,17 +2,23 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
-// reaper deletes links in the background, one after the other: the kernel answers a deletion after RCU grace periods,
-// tens of milliseconds that no StopPodSandbox should wait for. It has a goroutine only while there is something to
-// delete, and a socket of its own, so that nobody waits for its answers. What close leaves is the next start's, whose
-// Sweep finds it.
+// reaper deletes links in the background: the kernel answers a deletion after RCU grace periods, tens of milliseconds
+// that no StopPodSandbox should wait for. What comes meanwhile is deleted together afterwards. It has a goroutine only
+// while there is something to delete, and a socket of its own, so that nobody waits for its answers. What close leaves
+// is the next start's, whose Sweep finds it.
 type reaper struct {
+	group uint32 // of links: no other's on the node
+
 	mu      sync.Mutex
 	pending map[string]chan struct{} // link -> closed once its turn is over
 	queue   []string
@@ -68,19 +74,21 @@ func (r *reaper) run(logger klog.Logger) {
 			r.mu.Unlock()
 			return
 		}
-		link := r.queue[0]
-		r.queue = r.queue[1:]
+		links := r.queue
+		r.queue = nil
 		r.mu.Unlock()
 		failed := err
 		if failed == nil {
-			failed = deleteLink(host, link)
+			failed = deleteLinks(host, links, r.group)
 		}
 		if failed != nil {
-			logger.Error(failed, "Left a link behind until the next start", "link", link)
+			logger.Error(failed, "Left links behind until the next start", "links", links)
 		}
 		r.mu.Lock()
-		close(r.pending[link])
-		delete(r.pending, link)
+		for _, link := range links {
+			close(r.pending[link])
+			delete(r.pending, link)
+		}
 		last := len(r.pending) == 0
 		r.mu.Unlock()
 		if last {
@@ -89,10 +97,30 @@ func (r *reaper) run(logger klog.Logger) {
 	}
 }
 
-// close ends the work after the link that is being deleted.
+// close ends the work after the links that are being deleted.
 func (r *reaper) close() {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
 	r.running.Wait()
+}
+
+// deleteLinks deletes links within the grace periods of one, as a group, which is the way of the kernel to name many.
+// Absent ones are no error.
+func deleteLinks(c *rtnl, names []string, group uint32) error {
+	var failed []error
+	for some := range slices.Chunk(names, 64) { // the socket has room for some hundred answers
+		var reqs []*nl.NetlinkRequest
+		for _, name := range some {
+			reqs = append(reqs, request(unix.RTM_NEWLINK, 0, ifinfo(0, false), str(unix.IFLA_IFNAME, name), u32(unix.IFLA_GROUP, group)))
+		}
+		errs, err := c.do(append(reqs, request(unix.RTM_DELLINK, 0, ifinfo(0, false), u32(unix.IFLA_GROUP, group)))...)
+		if err != nil {
+			return err
+		}
+		for _, err := range errs {
+			failed = append(failed, unlessAbsent(err))
+		}
+	}
+	return errors.Join(failed...)
 }

@@ -59,10 +59,11 @@ func (p *Plugin) ifbLink(pod string) string {
 	return p.ifbPrefix + hex.EncodeToString(sum[:])[:9]
 }
 
-// ifbPrefix is the instance's, of which the table's name is unique on the node.
-func ifbPrefix(table string) string {
+// instance is what tells the ifbs of this instance from others': the start of their names, and the group in which they
+// are deleted. The table's name is unique on the node.
+func instance(table string) (prefix string, group uint32) {
 	sum := sha256.Sum256([]byte(table))
-	return "gi" + hex.EncodeToString(sum[:])[:4]
+	return "gi" + hex.EncodeToString(sum[:])[:4], binary.BigEndian.Uint32(sum[:]) | 1<<31 // people number theirs from 1 on
 }
 
 // createShaped is the rest of create for a pod with limits. Two sends: the second needs the numbers of the first's

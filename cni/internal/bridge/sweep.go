@@ -83,10 +83,8 @@ func (p *Plugin) Teardown(ctx context.Context) error {
 	if err != nil {
 		errs = append(errs, err)
 	}
-	for _, l := range ifbs { // which the reaper has not come to
-		if err := deleteLink(p.host, l); err != nil {
-			errs = append(errs, fmt.Errorf("deleting link %s: %w", l, err))
-		}
+	if err := deleteLinks(p.host, ifbs, p.ifbs.group); err != nil { // which the reaper has not come to
+		errs = append(errs, fmt.Errorf("deleting links %v: %w", ifbs, err))
 	}
 	if len(errs) == 0 {
 		errs = append(errs, p.table.Delete())
