@@ -247,6 +247,7 @@ func unlessAbsent(err error) error {
 type linkInfo struct {
 	name, kind         string
 	index, mtu, master int
+	up                 bool
 	mac                net.HardwareAddr
 }
 
@@ -311,7 +312,8 @@ func parseLink(m syscall.NetlinkMessage) (linkInfo, error) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
 		return linkInfo{}, errors.New("short link message")
 	}
-	l := linkInfo{index: int(nl.DeserializeIfInfomsg(m.Data).Index)}
+	info := nl.DeserializeIfInfomsg(m.Data)
+	l := linkInfo{index: int(info.Index), up: info.Flags&unix.IFF_UP != 0}
 	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
 		return l, err

@@ -111,7 +111,9 @@ func (p *Plugin) Run(ctx context.Context, args Args) ([]byte, error) {
 		return nil, p.check(args)
 	case "VERSION":
 		return json.Marshal(version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"))
-	case "STATUS", "GC": // GC: Sweep does it for all networks at once
+	case "STATUS":
+		return nil, p.status()
+	case "GC": // Sweep does it for all networks at once
 		return nil, nil
 	}
 	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "unknown CNI_COMMAND "+args.Command, "")
@@ -275,13 +277,6 @@ func (p *Plugin) del(ctx context.Context, args Args) error {
 func (p *Plugin) RemoveLink(pod string) error {
 	if err := deleteLink(p.host, HostLink(pod)); err != nil {
 		return fmt.Errorf("deleting link %s: %w", HostLink(pod), err)
-	}
-	return nil
-}
-
-func (p *Plugin) check(args Args) error {
-	if _, err := getLink(p.host, HostLink(args.ContainerID)); err != nil {
-		return fmt.Errorf("link of pod %s: %w", args.ContainerID, err)
 	}
 	return nil
 }

@@ -36,7 +36,8 @@ const (
 
 // Journal is an open journal. It has the file for itself. Its methods may be called concurrently.
 type Journal struct {
-	path string
+	path    string
+	dropped int // damaged records, at Open
 
 	mu      sync.Mutex
 	f       *os.File
@@ -72,7 +73,7 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 			j.drop(key)
 		}
 	}
-	if len(bad) > 0 {
+	if j.dropped = len(bad); j.dropped > 0 {
 		klog.FromContext(ctx).Error(errors.Join(bad[:min(len(bad), 5)]...), "Dropped damaged records, the file as it was is kept",
 			"records", len(bad), "path", path+".damaged")
 		if err := os.Rename(path, path+".damaged"); err != nil {
@@ -88,6 +89,9 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 	}
 	return j, nil
 }
+
+// Dropped is the number of damaged records that Open has set aside.
+func (j *Journal) Dropped() int { return j.dropped }
 
 // read fills lines and returns an error for each line that cannot be read.
 func (j *Journal) read() (bad []error, err error) {

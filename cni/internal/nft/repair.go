@@ -1,0 +1,65 @@
+package nft
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/google/nftables"
+)
+
+// Repair writes the table anew if it is gone: nft flush ruleset, which is how nftables.service begins, takes masquerade
+// and host ports from all pods. It costs one message while the table is there.
+func (t *Table) Repair() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.written || len(t.networks) == 0 {
+		return nil // nobody needs it, or the next to need it writes it
+	}
+	var tables []*nftables.Table
+	err := t.batch(func(c *nftables.Conn) (err error) {
+		tables, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("looking for nftables table inet %s: %w", t.name, err)
+	}
+	for _, table := range tables {
+		if table.Name == t.name {
+			return nil
+		}
+	}
+	return t.replace()
+}
+
+// Check tells whether the pod's host ports are in the kernel's maps. It reads the maps as a whole.
+func (t *Table) Check(pod string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	have := map[*nftables.Set][]nftables.SetElement{}
+	return t.batch(func(c *nftables.Conn) error {
+		s := newSets(&nftables.Table{Name: t.name, Family: nftables.TableFamilyINet})
+		for _, p := range t.pods[pod] {
+			set, want := s.element(p)
+			if _, read := have[set]; !read {
+				elements, err := c.GetSetElements(set)
+				if err != nil {
+					return fmt.Errorf("reading map %s of nftables table inet %s: %w", set.Name, t.name, err)
+				}
+				have[set] = elements
+			}
+			if !contains(have[set], want) {
+				return fmt.Errorf("host port %s is not in nftables table inet %s", p, t.name)
+			}
+		}
+		return nil
+	})
+}
+
+func contains(elements []nftables.SetElement, want nftables.SetElement) bool {
+	for _, e := range elements {
+		if bytes.Equal(e.Key, want.Key) && bytes.Equal(e.Val, want.Val) {
+			return true
+		}
+	}
+	return false
+}
