@@ -21,8 +21,10 @@ import (
 const undoTimeout = 30 * time.Second
 
 // Attach gives the pod its network and its loopback. When it returns an error, or ctx ends, everything that was done
-// is undone before it returns; where the undoing fails too, both errors are returned and Detach or GC may be tried
-// later. A pod that is attached already is ErrAlreadyExists, a network that is not ready ErrUnavailable.
+// is undone before it returns; where the undoing fails too, both errors are returned and it is tried again in the
+// background and by Detach. A pod that is attached already is ErrAlreadyExists, a network without a valid configuration
+// ErrUnavailable. That a plugin's STATUS says no is not looked at: it is some seconds old, the kubelet has seen it, and
+// the plugin itself knows best whether it can attach by now.
 func (n *Networks) Attach(ctx context.Context, pod Pod) (Result, error) {
 	result, err := n.attach(ctx, pod)
 	if err != nil {
@@ -35,7 +37,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 	if err := pod.check(); err != nil {
 		return Result{}, err
 	}
-	unlock, err := n.lock(ctx, pod.ID)
+	unlock, err := n.calls.lock(ctx, pod.ID)
 	if err != nil {
 		return Result{}, err
 	}
@@ -47,17 +49,14 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	for _, p := range list.Plugins { // what a missing program keeps ADD from, it would keep DEL from undoing
-		path, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs)
-		if err == nil {
-			err = n.exec.understands(ctx, path, list.CNIVersion)
-		}
-		if err != nil {
-			return Result{}, err
-		}
+	if err := n.usable(ctx, list); err != nil {
+		return Result{}, err
 	}
 	caps, err := pod.capabilities(ctx, list, n.knownPodCIDR())
 	if err != nil {
+		return Result{}, err
+	}
+	if err := n.calls.begin(ctx, list.Name); err != nil {
 		return Result{}, err
 	}
 	a := &attachment{Version: 1, NetNS: pod.NetNS, Config: string(list.Bytes), Args: pod.cniArgs(), Capabilities: caps, list: list}
@@ -150,7 +149,9 @@ func podResult(raw types.Result) (Result, error) {
 
 // Detach takes the pod's network away with the configuration and the result of its Attach. It is idempotent: a pod
 // that is not attached is no error. The namespace may be gone; if it is not, the caller lets it go soon, because the
-// built-in network leaves the pod's interface to it. On error the pod stays attached for another try.
+// built-in network leaves the pod's interface to it. On error the pod stays attached for another try, which is made in
+// the background if nobody calls again. Until GC has been called all Detaches together take no longer than half a
+// minute; those that are left then fail in this way.
 func (n *Networks) Detach(ctx context.Context, pod Pod) error {
 	if err := n.detach(ctx, pod.ID, pod.NetNS); err != nil {
 		return fmt.Errorf("detaching pod %s from its network: %w", pod.ID, err)
@@ -159,7 +160,7 @@ func (n *Networks) Detach(ctx context.Context, pod Pod) error {
 }
 
 func (n *Networks) detach(ctx context.Context, pod, netns string) error {
-	unlock, err := n.lock(ctx, pod)
+	unlock, err := n.calls.lock(ctx, pod)
 	if err != nil {
 		return err
 	}
@@ -171,19 +172,27 @@ func (n *Networks) detach(ctx context.Context, pod, netns string) error {
 	if netns == "" {
 		netns = a.NetNS
 	}
+	ctx, done := n.start.spend(ctx)
+	defer done()
 	return n.del(ctx, pod, a, netns)
 }
 
 // del runs the chain's DEL and removes the record. A namespace that is gone is passed as empty, as the specification
-// has it for DEL.
+// has it for DEL. What fails is tried again in the background.
 func (n *Networks) del(ctx context.Context, pod string, a *attachment, netns string) error {
 	if !isNamespace(netns) {
 		netns = ""
 	}
-	if err := n.delChain(ctx, pod, n.attachment(pod), netns); err != nil {
+	err := n.delChain(ctx, pod, n.attachment(pod), netns)
+	if err == nil {
+		err = n.forget(pod)
+	}
+	if err != nil {
+		n.retries.add(ctx, pod, err)
 		return err
 	}
-	return n.forget(pod)
+	n.retries.drop(ctx, pod)
+	return nil
 }
 
 // isNamespace tells a pinned namespace from the file that its pin was on.
@@ -196,29 +205,4 @@ func (n *Networks) attachment(pod string) *attachment {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.pods[pod]
-}
-
-// lock waits for the calls that are under way for the pod.
-func (n *Networks) lock(ctx context.Context, pod string) (unlock func(), err error) {
-	for {
-		n.mu.Lock()
-		other := n.busy[pod]
-		if other == nil {
-			own := make(chan struct{})
-			n.busy[pod] = own
-			n.mu.Unlock()
-			return func() {
-				n.mu.Lock()
-				delete(n.busy, pod)
-				n.mu.Unlock()
-				close(own)
-			}, nil
-		}
-		n.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("waiting for another call for the pod: %w", ctx.Err())
-		}
-	}
 }

@@ -1,14 +1,10 @@
 package cni
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -16,107 +12,9 @@ import (
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
-	"golang.org/x/sys/unix"
-	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/internal/bridge"
 )
-
-// conf is the configuration in force. It is immutable.
-type conf struct {
-	file string                    // "" = the default network
-	list *libcni.NetworkConfigList // nil = the default network, or none when err is set
-	err  error                     // why no pod can be attached
-}
-
-// reload reads the configuration directory. Each reason why a file is passed over is logged once.
-func (n *Networks) reload(ctx context.Context) {
-	logger := klog.FromContext(ctx)
-	c, bad := readConfDir(n.cfg.ConfDir)
-	if c == nil && len(bad) == 0 && n.cfg.NoDefault {
-		c = &conf{err: fmt.Errorf("no CNI configuration in %s and the default network is turned off: %w", n.cfg.ConfDir, errdefs.ErrUnavailable)}
-	} else if c == nil && len(bad) == 0 {
-		c = &conf{}
-	} else if c == nil {
-		first := bad[0] // whatever kind of error that is, it is no pod's
-		c = &conf{err: fmt.Errorf("no valid CNI configuration, %s: %v: %w", first.file, first.err, errdefs.ErrUnavailable)}
-	}
-	logged := map[string]string{}
-	for _, b := range bad {
-		logged[b.file] = b.err.Error()
-		if n.logged[b.file] != b.err.Error() {
-			logger.Error(b.err, "Passed over a CNI configuration file", "path", b.file)
-		}
-	}
-	n.logged = logged
-	old := n.conf.Swap(c)
-	if old != nil && old.file == c.file && (old.list == nil) == (c.list == nil) && (c.list == nil || string(old.list.Bytes) == string(c.list.Bytes)) {
-		return
-	}
-	switch {
-	case c.err != nil:
-		logger.Info("Network is not ready", "reason", c.err.Error())
-	case c.list == nil:
-		logger.Info("Network is ready with the default network", "bridge", n.cfg.Bridge)
-	default:
-		logger.Info("Network is ready", "network", c.list.Name, "path", c.file)
-		if first := c.list.Plugins[0]; first.Network.Type == bridge.Type {
-			if err := bridge.CheckKeys(first.Bytes); err != nil {
-				logger.Info("Configuration has a key that gantry-bridge does not know and ignores", "reason", err.Error(), "path", c.file)
-			}
-		}
-	}
-}
-
-type badFile struct {
-	file string
-	err  error
-}
-
-// readConfDir returns the first valid configuration by name, nil when there is none, and the files before it that are
-// not valid. An absent directory is an empty one.
-func readConfDir(dir string) (*conf, []badFile) {
-	entries, err := os.ReadDir(dir) // sorted by name
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, []badFile{{dir, err}}
-	}
-	var bad []badFile
-	for _, e := range entries {
-		if e.IsDir() || !slices.Contains([]string{".conflist", ".conf", ".json"}, filepath.Ext(e.Name())) {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		list, err := readConf(path)
-		if err != nil {
-			bad = append(bad, badFile{path, err})
-			continue
-		}
-		return &conf{file: path, list: list}, bad
-	}
-	return nil, bad
-}
-
-func readConf(path string) (*libcni.NetworkConfigList, error) {
-	data, err := readFile(path)
-	if err != nil {
-		return nil, err
-	}
-	// Who can write the file runs programs as root.
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return nil, err
-	}
-	if st.Mode&0o002 != 0 || (st.Uid != 0 && int(st.Uid) != os.Geteuid()) {
-		return nil, fmt.Errorf("file can be written by others (owner %d, mode %04o), chown it to root and chmod it to 0644", st.Uid, st.Mode&0o7777)
-	}
-	if filepath.Ext(path) == ".conflist" {
-		return parseList(data)
-	}
-	return parseSingle(data)
-}
 
 // parseSingle reads the form with one plugin and makes a list of it.
 func parseSingle(data []byte) (*libcni.NetworkConfigList, error) {
@@ -135,12 +33,9 @@ func parseSingle(data []byte) (*libcni.NetworkConfigList, error) {
 // parseList reads and checks a network configuration list. What it returns can be run, and parsed again from its
 // Bytes.
 func parseList(data []byte) (*libcni.NetworkConfigList, error) {
-	list, err := libcni.NetworkConfFromBytes(data)
+	list, err := parseHead(data)
 	if err != nil {
 		return nil, err
-	}
-	if err := utils.ValidateNetworkName(list.Name); err != nil || len(list.Name) > 128 {
-		return nil, fmt.Errorf("network name %q is empty, too long or has other characters than letters, digits, _ . -", list.Name)
 	}
 	if list.CNIVersion == "" {
 		list.CNIVersion = "0.1.0" // the specification's default
@@ -167,6 +62,18 @@ func parseList(data []byte) (*libcni.NetworkConfigList, error) {
 				return nil, err
 			}
 		}
+	}
+	return list, nil
+}
+
+// parseHead reads a list that may lack plugins. Its name can be a file's.
+func parseHead(data []byte) (*libcni.NetworkConfigList, error) {
+	list, err := libcni.NetworkConfFromBytes(data)
+	if err != nil {
+		return nil, err
+	}
+	if err := utils.ValidateNetworkName(list.Name); err != nil || len(list.Name) > 128 {
+		return nil, fmt.Errorf("network name %q is empty, too long or has other characters than letters, digits, _ . -", list.Name)
 	}
 	return list, nil
 }

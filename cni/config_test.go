@@ -26,7 +26,7 @@ func TestStatusFollowsDirectory(t *testing.T) {
 	}
 	status("no CNI configuration in")
 	n.write("20-b.conflist", "{") // the directory appears too
-	status("20-b.conflist: error parsing")
+	status("20-b.conflist: no JSON")
 	if _, err := n.Attach(n.ctx, n.pod()); !errors.Is(err, errdefs.ErrUnavailable) {
 		t.Errorf("%v, want unavailable", err)
 	}

@@ -13,13 +13,14 @@ import (
 
 // GC releases what belongs to no pod of livePodIDs: attachments by their chain's DEL, then leases, host ports and links
 // of the built-in network that no attachment names any more. Called at start, before the first Attach. It goes on
-// behind an error and returns all; what could not be released is tried again by the next GC.
+// behind an error and returns all; what could not be released is tried again in the background. So are the plugins'
+// own GC and the CHECK of live pods done, after it has returned.
 func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
 	live := map[string]bool{}
 	for _, id := range livePodIDs {
 		live[id] = true
 	}
-	errs := []error{n.adoptCached(live)}
+	errs := []error{n.adoptCached()}
 	var dead []string
 	for _, id := range n.attached() {
 		if !live[id] {
@@ -32,26 +33,62 @@ func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
 			live[id] = n.attachment(id) != nil // its next try needs what is left
 		}
 	}
+	n.start.end()
 	if len(dead) > 0 {
 		klog.FromContext(ctx).Info("Detached pods that are gone", "pods", len(dead))
 	}
 	errs = append(errs, n.dropCached())
 	// Where there was no configuration and no state of it, the built-in network touches nothing.
 	errs = append(errs, n.bridge.Sweep(ctx, live))
+	select {
+	case <-n.settled: // of a GC before, which this one supersedes
+	default:
+	}
+	n.settled <- n.unknown(livePodIDs)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("releasing networks of pods that are gone: %w", err)
 	}
 	return nil
 }
 
-// adoptCached makes a record of what only libcni's cache knows of, so that GC can detach it.
-func (n *Networks) adoptCached(live map[string]bool) error {
+// unknown tells why the attachments of live pods are not all known, nil when they are.
+func (n *Networks) unknown(livePodIDs []string) error {
+	if dropped := n.journal.Dropped(); dropped > 0 {
+		return fmt.Errorf("%d records of attachments were damaged", dropped)
+	}
+	for _, id := range livePodIDs {
+		if n.attachment(id) == nil {
+			return fmt.Errorf("pod %s has no record of its attachment", id)
+		}
+	}
+	return nil
+}
+
+// followGC does what follows a GC, until ctx ends: first the plugins' GC, which holds new pods up.
+func (n *Networks) followGC(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case unknown := <-n.settled:
+			if unknown != nil {
+				klog.FromContext(ctx).Error(unknown, "Plugins are not asked to release what no pod has, for they might take it from a pod that lives")
+			} else {
+				n.collect(ctx)
+			}
+			n.checkAll(ctx)
+		}
+	}
+}
+
+// adoptCached makes a record of what only libcni's cache knows of, so that it can be detached.
+func (n *Networks) adoptCached() error {
 	cached, err := n.libcni.GetCachedAttachments("")
 	if err != nil {
 		return fmt.Errorf("reading libcni's cache: %w", err)
 	}
 	for _, c := range cached {
-		if live[c.ContainerID] || n.attachment(c.ContainerID) != nil || c.IfName != ifName {
+		if n.attachment(c.ContainerID) != nil || c.IfName != ifName {
 			continue
 		}
 		list, err := parseList(c.Config)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -30,6 +31,8 @@ type Config struct {
 	Subnets   []netip.Prefix // pod addresses of the default network, one per family; empty = 10.86.0.0/16
 	NoDefault bool           // no default network: without CNI configuration the network is not ready
 	Table     string         // nftables table (family inet) of the built-in plugin; "" = gantry
+
+	pace pace
 }
 
 // PortMapping publishes a port of the pod on the node.
@@ -67,13 +70,22 @@ type Networks struct {
 	exec    *plugins
 	libcni  *libcni.CNIConfig
 
-	conf      atomic.Pointer[conf] // what Status and Attach go by
-	logged    map[string]string    // file -> reason logged last; the watcher's own
+	pace     pace
+	calls    *calls
+	retries  *retries
+	start    budget
+	conf     atomic.Pointer[conf]  // what Status and Attach go by
+	verdict  atomic.Pointer[error] // of the plugins, what Status goes by too
+	reloaded chan struct{}         // has something after conf has changed
+	settled  chan error            // gets an error, or nil, after a GC; see unknown
+
+	reader    confReader // the watcher's own
 	stopWatch func() error
+	stop      context.CancelFunc
+	tasks     sync.WaitGroup // followStatus, followRetries, followGC
 
 	mu          sync.Mutex
-	pods        map[string]*attachment   // by pod id
-	busy        map[string]chan struct{} // pod id -> closed when the call for the pod ends
+	pods        map[string]*attachment // by pod id
 	podCIDR     []netip.Prefix
 	defaultList *libcni.NetworkConfigList // nil until used, and after SetPodCIDR
 }
@@ -85,7 +97,9 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 	if len(cfg.Subnets) == 0 {
 		cfg.Subnets = []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")}
 	}
-	n := &Networks{cfg: cfg, logged: map[string]string{}, pods: map[string]*attachment{}, busy: map[string]chan struct{}{}}
+	n := &Networks{cfg: cfg, pace: cfg.pace.orDefault(), calls: newCalls(), reloaded: make(chan struct{}, 1), settled: make(chan error, 1),
+		pods: map[string]*attachment{}}
+	n.retries, n.start.left = newRetries(n.pace), n.pace.settle
 	if err := checkSubnets(cfg.Subnets); err != nil {
 		return nil, fmt.Errorf("subnets of the default network: %w", err)
 	}
@@ -100,10 +114,17 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 		return nil, errors.Join(err, n.journal.Close())
 	}
 	n.exec = &plugins{bridge: n.bridge}
-	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, n.exec)
-	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() { n.reload(ctx) }); err != nil {
+	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, verbs{n.exec})
+	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() time.Duration { return n.reload(ctx) }); err != nil {
 		return nil, errors.Join(err, n.bridge.Close(), n.journal.Close())
 	}
+	unasked := n.unasked()
+	n.verdict.Store(&unasked)
+	following, stop := context.WithCancel(ctx)
+	n.stop = stop
+	n.tasks.Go(func() { n.followStatus(following) })
+	n.tasks.Go(func() { n.followRetries(following) })
+	n.tasks.Go(func() { n.followGC(following) })
 	return n, nil
 }
 
@@ -114,13 +135,12 @@ func orDefault(s, otherwise string) string {
 	return s
 }
 
-// Close stops watching the configuration. Attached pods stay attached.
+// Close ends the work in the background, and the plugins that it runs. Attached pods stay attached.
 func (n *Networks) Close() error {
+	n.stop()
+	n.tasks.Wait()
 	return errors.Join(n.stopWatch(), n.bridge.Close(), n.journal.Close())
 }
-
-// Status is nil when pods can be attached, else the reason (ErrUnavailable). It answers from memory.
-func (n *Networks) Status() error { return n.conf.Load().err }
 
 // SetPodCIDR sets the subnets of the default network, and of plugins that have the capability ipRanges: one prefix, or
 // two of different families with a comma between.

@@ -86,7 +86,7 @@ const external = `{"cniVersion":"1.0.0","ips":[{"address":"10.9.8.7/24","interfa
 func (n *node) conflist(name string, behaviours ...map[string]string) string {
 	var plugins []any
 	for _, do := range behaviours {
-		plugins = append(plugins, map[string]any{"type": "testplugin", "log": n.log(), "do": do, "result": json.RawMessage(external),
+		plugins = append(plugins, map[string]any{"type": "testplugin", "log": n.log(), "do": do, "switch": n.switchFile(), "result": json.RawMessage(external),
 			"capabilities": map[string]bool{"portMappings": true, "dns": true, "bandwidth": true}})
 	}
 	data, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": name, "plugins": plugins})

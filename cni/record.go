@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -120,22 +121,42 @@ func writeFile(path string, data []byte) (err error) {
 
 // readFile reads a regular file of at most maxFile bytes.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	data, _, err := read(path)
+	return data, err
+}
+
+// readTrusted reads a file that only root can have written: who can write it runs programs as root.
+func readTrusted(path string) ([]byte, error) {
+	data, st, err := read(path)
 	if err != nil {
 		return nil, err
 	}
+	if st.Mode&0o002 != 0 || (st.Uid != 0 && int(st.Uid) != os.Geteuid()) {
+		return nil, fmt.Errorf("file can be written by others (owner %d, mode %04o), chown it to root and chmod it to 0644", st.Uid, st.Mode&0o7777)
+	}
+	return data, nil
+}
+
+// read does not wait for the writer of a named pipe.
+func read(path string) ([]byte, *syscall.Stat_t, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil {
-		return nil, err
-	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file", path)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is not a regular file", path)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(data) > maxFile {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
+		return nil, nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
 	}
-	return data, nil
+	return data, info.Sys().(*syscall.Stat_t), nil
 }

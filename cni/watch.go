@@ -6,14 +6,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
-// watch calls changed once before it returns, and again after every change in dir, until stop is called. A
-// directory that is not there is waited for at its nearest parent that is. stop waits for the goroutine.
-func watch(ctx context.Context, dir string, changed func()) (stop func() error, err error) {
+// watch calls look once before it returns, and again after every change in dir and when the time has passed that look
+// returned last, until stop is called: links to files elsewhere change unseen. A directory that is not there is waited
+// for at its nearest parent that is. stop waits for the goroutine.
+func watch(ctx context.Context, dir string, look func() time.Duration) (stop func() error, err error) {
 	dir = filepath.Clean(dir)
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -24,13 +26,17 @@ func watch(ctx context.Context, dir string, changed func()) (stop func() error, 
 	if err := w.arm(); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	changed()
+	again := look()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		buf := make([]byte, 16<<10)
 		for {
-			if _, err := f.Read(buf); err != nil {
+			err := f.SetReadDeadline(time.Now().Add(again))
+			if err == nil {
+				_, err = f.Read(buf)
+			}
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				if !errors.Is(err, os.ErrClosed) {
 					klog.FromContext(ctx).Error(err, "Stopped watching the CNI configuration, restart to see changes", "path", dir)
 				}
@@ -40,7 +46,7 @@ func watch(ctx context.Context, dir string, changed func()) (stop func() error, 
 			if err := w.arm(); err != nil {
 				klog.FromContext(ctx).Error(err, "Cannot watch the CNI configuration, restart to see changes", "path", dir)
 			}
-			changed()
+			again = look()
 		}
 	}()
 	return func() error {

@@ -38,7 +38,7 @@ func (t *Table) Check(pod string) error {
 	have := map[*nftables.Set][]nftables.SetElement{}
 	return t.batch(func(c *nftables.Conn) error {
 		s := newSets(&nftables.Table{Name: t.name, Family: nftables.TableFamilyINet})
-		for _, p := range t.pods[pod] {
+		for _, p := range t.pods[pod].Ports {
 			set, want := s.element(p)
 			if _, read := have[set]; !read {
 				elements, err := c.GetSetElements(set)

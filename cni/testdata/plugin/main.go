@@ -1,11 +1,12 @@
 // Command plugin is a CNI plugin for tests. Its configuration tells what it does:
 //
 //	"log":  file that gets a line "COMMAND containerID netns args stdin" per call
-//	"do":   {"ADD": behaviour, "DEL": behaviour}; absent = ok
+//	"do":   {"ADD": behaviour, "DEL <containerID>": behaviour}; absent = ok
+//	"switch": file with another "do" that counts before it, if it is there
 //
 // Behaviours: ok (prevResult, else "result" of the configuration), error (error object, exit 1), exit (exit 1 with
 // words on stderr), hang, hangchild (a child of its own group hangs with it), garbage, endless, noips, leak (ends well,
-// a child holds its stdout open).
+// a child holds its stdout open); a number is the code of an error object.
 package main
 
 import (
@@ -27,6 +28,7 @@ func main() {
 		CNIVersion string            `json:"cniVersion"`
 		Log        string            `json:"log"`
 		Do         map[string]string `json:"do"`
+		Switch     string            `json:"switch"`
 		Result     json.RawMessage   `json:"result"`
 		PrevResult json.RawMessage   `json:"prevResult"`
 	}
@@ -44,7 +46,7 @@ func main() {
 			os.Getenv("CNI_ARGS"), strings.Join(os.Environ(), ","), stdin)
 		f.Close()
 	}
-	behave(command, conf.Do[command])
+	behave(command, behaviour(conf.Switch, conf.Do, command, os.Getenv("CNI_CONTAINERID")))
 	if command == "ADD" {
 		if len(conf.PrevResult) > 0 {
 			os.Stdout.Write(conf.PrevResult)
@@ -52,6 +54,23 @@ func main() {
 			os.Stdout.Write(conf.Result)
 		}
 	}
+}
+
+func behaviour(file string, do map[string]string, command, id string) string {
+	var now map[string]string
+	if data, err := os.ReadFile(file); err == nil {
+		if err := json.Unmarshal(data, &now); err != nil {
+			panic(err)
+		}
+	}
+	for _, m := range []map[string]string{now, do} {
+		for _, key := range []string{command + " " + id, command} {
+			if b, ok := m[key]; ok {
+				return b
+			}
+		}
+	}
+	return "ok"
 }
 
 func behave(command, do string) {
@@ -89,5 +108,8 @@ func behave(command, do string) {
 		}
 	case "leak":
 		child()
+	default:
+		fmt.Printf(`{"cniVersion":"1.0.0","code":%s,"msg":"code %s of %s"}`, do, do, command)
+		os.Exit(1)
 	}
 }
