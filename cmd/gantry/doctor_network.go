@@ -64,15 +64,11 @@ func cniFiles(dir string) ([]string, error) {
 	return files, nil
 }
 
-// checkCNI asks the part that will read the files whether it can, and looks for the plugins of the first.
+// checkCNI asks the part that will read the files whether it can, and the plugins of the first whether they work.
 func checkCNI(ctx context.Context, r *report, cfg config.Config, files []string, dir string) {
 	networks, err := cni.Open(ctx, cni.Config{ConfDir: cfg.CNI.ConfDir, BinDirs: cfg.CNI.BinDirs, StateDir: filepath.Join(dir, "cni"), NoDefault: true})
 	if err == nil {
-		err = errors.Join(networks.Status(), networks.Close())
-	}
-	if err != nil {
-		r.fail("network", fmt.Sprintf("%v; correct or remove the file", err))
-		return
+		err = errors.Join(networks.Ask(ctx), networks.Close())
 	}
 	file, types := firstNetwork(files)
 	var missing []string
@@ -83,6 +79,10 @@ func checkCNI(ctx context.Context, r *report, cfg config.Config, files []string,
 	}
 	if len(missing) > 0 {
 		r.fail("network", fmt.Sprintf("%s needs the plugins %s, which are in none of %s; install them", file, strings.Join(missing, ", "), strings.Join(cfg.CNI.BinDirs, ", ")))
+		return
+	}
+	if err != nil {
+		r.fail("network", fmt.Sprintf("%v; correct or remove the file, or see to its plugins", err))
 		return
 	}
 	r.ok("network", fmt.Sprintf("%s with the plugins %s", file, strings.Join(types, ", ")))

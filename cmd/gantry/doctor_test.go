@@ -143,7 +143,8 @@ func TestDoctorFindsWhatFails(t *testing.T) {
 	file := filepath.Join(conf, "10-x.conflist")
 	plugins := filepath.Join(dir, "plugins")
 	if err := errors.Join(os.Mkdir(plugins, 0o700), os.WriteFile(filepath.Join(plugins, "portmap"),
-		[]byte("#!/bin/sh\necho CNI portmap plugin v1.8.0 >&2\necho CNI protocol versions supported: 1.0.0 >&2\n"), 0o700)); err != nil {
+		[]byte("#!/bin/sh\necho CNI portmap plugin v1.8.0 >&2\necho CNI protocol versions supported: 1.0.0 >&2\n"), 0o700),
+		os.WriteFile(filepath.Join(plugins, "sick"), []byte("#!/bin/sh\necho '{\"code\":50,\"msg\":\"the agent is away\"}'; exit 1\n"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -155,6 +156,8 @@ func TestDoctorFindsWhatFails(t *testing.T) {
 			"FAIL  network: " + file, "no-such-plugin", "WARN  runtime bad (default): runc 1.1.0 open to CVE-2023-25809",
 			"FAIL  runtime bad (default): " + runtime + " starts no container: ", "no such luck", "could not run",
 		}},
+		{`{"cniVersion":"1.1.0","name":"x","plugins":[{"type":"sick"}]}`, []string{"--cni-bin-dir", plugins}, []string{
+			"FAIL  network: network x is not ready: CNI plugin sick STATUS: the agent is away (code 50"}},
 		{`{"cniVersion": `, nil, []string{"FAIL  network: ", file}},
 		{`{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"portmap"}]}`, []string{"--cni-bin-dir", plugins}, []string{
 			"OK    network: " + file + " with the plugins portmap", "WARN  network plugin portmap: portmap 1.8.0 open to CVE-2025-67499"}},
