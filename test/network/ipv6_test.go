@@ -33,11 +33,12 @@ func TestIPv6Only(t *testing.T) {
 	if got := p.exec("ip", "-o", "-4", "addr", "show", "dev", "eth0"); got != "" {
 		t.Errorf("eth0 has IPv4: %s", got)
 	}
+	if lo := p.exec("ip", "-o", "addr", "show", "dev", "lo"); !strings.Contains(lo, " 127.0.0.1/8 ") || !strings.Contains(lo, " ::1/128 ") {
+		t.Errorf("the loopback has not both families: %s", lo)
+	}
 	must(t, out.Do(func() error { return serve(t, "[::]:80") }))
 	node, host, gateway := out.Node[1], out.Host[1], netip.MustParseAddr("fd00:212::1")
-	n.eventually("the pod serves", func() bool {
-		return here(impatience, []string{peer.Question("tcp", netip.AddrPortFrom(ip, 80))})[0] == gateway.String()
-	})
+	n.serving(netip.AddrPortFrom(ip, 80))
 	expect(t, fromOutside, patience, both("a host port", node, 18080, host.String()))
 	expect(t, p.ask, patience, append(both("another host", host, 80, node.String()), both("its own host port", node, 18080, gateway.String())...))
 	expect(t, fromOutside, patience, both("a host port of the other family", out.Node[0], 18080, peer.Refused))

@@ -70,6 +70,11 @@ func hostNetwork(c *runtimeapi.PodSandboxConfig) {
 	c.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
 }
 
+func userNamespace(c *runtimeapi.PodSandboxConfig) {
+	ids := []*runtimeapi.IDMapping{{HostId: 100_000, Length: 65536}}
+	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+}
+
 func ports(list ...*runtimeapi.PortMapping) podChange {
 	return func(c *runtimeapi.PodSandboxConfig) { c.PortMappings = list }
 }
@@ -237,6 +242,16 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// serving waits until the peers answer over TCP, and so everywhere: see [peer.Serve].
+func (n *node) serving(addresses ...netip.AddrPort) {
+	n.t.Helper()
+	for _, a := range addresses {
+		n.eventually("a peer serves at "+a.String(), func() bool {
+			return here(impatience, []string{peer.Question("tcp", a)})[0] != peer.Refused
+		})
 	}
 }
 

@@ -39,17 +39,14 @@ func TestReach(t *testing.T) {
 		port(tcp, 18081, 80, out.Node[0].String()), port(udp, 18081, 80, out.Node[1].String()),
 		port(tcp, 18082, 80, "127.0.0.1"),
 	)).serve()
-	client := n.pod("client").serve()
+	client, mapped := n.pod("client").serve(), n.pod("mapped", userNamespace).serve()
 	host := n.pod("host", hostNetwork).serve(fmt.Sprintf("%s:18090", out.Node[0]), fmt.Sprintf("[%s]:18090", out.Node[1]))
 	must(t, out.Do(func() error { return serve(t, "[::]:80") }))
 	gateways := []netip.Addr{netip.MustParseAddr("10.212.0.1"), netip.MustParseAddr("fd00:212::1")}
 	must(t, serve(t, gateways[0].String()+":18091", "["+gateways[1].String()+"]:18091"))
-	serverIPs, clientIPs := server.ips(), client.ips()
-	n.eventually("the peers serve", func() bool {
-		answers := here(impatience, []string{peer.Question("tcp", netip.AddrPortFrom(serverIPs[0], 80)),
-			peer.Question("tcp", netip.AddrPortFrom(clientIPs[0], 80)), peer.Question("tcp", netip.AddrPortFrom(out.Node[0], 18090))})
-		return !slices.Contains(answers, peer.Refused)
-	})
+	serverIPs, clientIPs, mappedIPs := server.ips(), client.ips(), mapped.ips()
+	n.serving(netip.AddrPortFrom(serverIPs[0], 80), netip.AddrPortFrom(clientIPs[0], 80), netip.AddrPortFrom(mappedIPs[0], 80),
+		netip.AddrPortFrom(out.Node[1], 18090))
 
 	for i, family := range []string{"IPv4", "IPv6"} {
 		serverIP, clientIP, gateway, outsideNode, outsideHost := serverIPs[i], clientIPs[i], gateways[i], out.Node[i], out.Host[i]
@@ -63,11 +60,17 @@ func TestReach(t *testing.T) {
 		}{
 			"a pod": {client.ask, slices.Concat(
 				both("a pod", serverIP, 80, clientIP.String()),
+				both("a pod with a user namespace", mappedIPs[i], 80, clientIP.String()),
 				both("the node at its address on the bridge", gateway, 18091, clientIP.String()),
 				both("a pod on the host's network", outsideNode, 18090, clientIP.String()),
 				both("another host, which sees the node", outsideHost, 80, outsideNode.String()),
 				both("a host port of the node's address", outsideNode, 18080, gateway.String()),
 				both("a host port of the node's address on the bridge", gateway, 18080, gateway.String()),
+			)},
+			"a pod with a user namespace": {mapped.ask, slices.Concat(
+				both("a pod", serverIP, 80, mappedIPs[i].String()),
+				both("another host", outsideHost, 80, outsideNode.String()),
+				both("a host port of the node's address", outsideNode, 18080, gateway.String()),
 			)},
 			"the pod itself": {server.ask, slices.Concat(
 				both("itself", serverIP, 80, serverIP.String()),

@@ -25,10 +25,7 @@ func TestReferencePlugins(t *testing.T) {
 			t.Fatalf("the pod has %v, want an address of each of %v in this order", serverIPs, harness.ReferenceSubnets)
 		}
 	}
-	n.eventually("the peers serve", func() bool {
-		return !slices.Contains(here(impatience, []string{peer.Question("tcp", netip.AddrPortFrom(serverIPs[0], 80)),
-			peer.Question("tcp", netip.AddrPortFrom(clientIPs[0], 80))}), peer.Refused)
-	})
+	n.serving(netip.AddrPortFrom(serverIPs[0], 80), netip.AddrPortFrom(clientIPs[0], 80))
 	gateway := harness.ReferenceSubnets[0].Addr().Next().String()
 	check := func(t *testing.T) {
 		for i := range serverIPs {

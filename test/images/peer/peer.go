@@ -7,7 +7,8 @@ import (
 	"net"
 )
 
-// Serve answers on TCP and UDP at addresses such as [::]:80, until stop.
+// Serve answers on TCP and UDP at addresses such as [::]:80, until stop. Who is answered over TCP at the last one is
+// answered everywhere.
 func Serve(addresses ...string) (stop func() error, err error) {
 	var open []io.Closer
 	stop = func() error {
@@ -18,16 +19,16 @@ func Serve(addresses ...string) (stop func() error, err error) {
 		return errors.Join(errs...)
 	}
 	for _, a := range addresses {
-		l, err := net.Listen("tcp", a)
-		if err != nil {
-			return nil, errors.Join(err, stop())
-		}
-		open = append(open, l)
 		c, err := net.ListenPacket("udp", a)
 		if err != nil {
 			return nil, errors.Join(err, stop())
 		}
 		open = append(open, c)
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			return nil, errors.Join(err, stop())
+		}
+		open = append(open, l)
 		go streams(l)
 		go datagrams(c)
 	}
