@@ -29,7 +29,7 @@ func newReference(t *testing.T) *reference {
 	t.Helper()
 	needRoot(t)
 	i := slices.IndexFunc([]string{"/usr/lib/cni", "/opt/cni/bin"}, func(dir string) bool {
-		_, err := os.Stat(filepath.Join(dir, "portmap"))
+		_, err := os.Stat(filepath.Join(dir, "host-local"))
 		return err == nil
 	})
 	if i < 0 {

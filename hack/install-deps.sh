@@ -51,7 +51,7 @@ if [[ ${1:-} == vm ]]; then
 	install_packages "qemu-system-x86=command -v qemu-system-x86_64" "linux-image-cloud-amd64=ls /boot/vmlinuz-*-cloud-amd64" \
 		"kmod=command -v modprobe" "cpio=command -v cpio" "e2fsprogs=command -v mke2fs" "crun=command -v crun" \
 		"apparmor=command -v apparmor_parser" "criu=command -v criu" "gzip=command -v gzip" "iproute2=command -v ip" "nftables=command -v nft" "util-linux=command -v ipcmk" \
-		"containernetworking-plugins=test -x /usr/lib/cni/bridge" \
+		"containernetworking-plugins=test -x /usr/lib/cni/bridge" "iptables=command -v iptables-nft" \
 		"secilc=command -v secilc" "systemd=test -x /lib/systemd/systemd" "dbus=test -e /lib/systemd/system/dbus.service"
 fi
 if [[ -z $(find_runc) ]]; then

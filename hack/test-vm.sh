@@ -19,12 +19,15 @@ source hack/lib.sh
 
 # What runs when nothing is named: what the kernel, its cgroups or AppArmor can make come out otherwise than on the
 # host. The ways of images, records, events and logs are the same here, and loads take long. critest runs whole.
-meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer)
+meant=(test/e2e test/critest sandbox sandbox/cgroup sandbox/supervisor imageservice/internal/overlay imageservice/internal/layer
+	cni cni/internal/hostport)
 # It takes the default profile away for a moment, which all other containers have.
 readonly alone='AppArmorDefaultProfile'
 readonly kernels='AppArmor$|Capabilit|Confinement|Cgroup|Checkpoint|ContainerLifecycle|Stats|Device|ExecSync($|Timeout)|HostN|Metrics$|Mount(s|Propagation)|OOM|Pod(Init|Lifecycle)$|Privileged|Resources|Security(Of|Con|Ch|M|U)|UserNamespace($|V|H|F)|PIDNamespace|Sysctls|Update'
 # Those of them that run behind critest, so that both processors have work to the end.
 readonly behind='AppArmor$|Capabilit|Confinement|Checkpoint|OOM|Privileged|Sysctls|UserNamespace($|V|H|F)'
+# CNI's own plugins with what Debian's kernel has as modules, and SCTP.
+readonly plugins='^TestReference(Macvlan|Plugins)$/^(bandwidth|traffic)$'
 readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
 # And with systemd, whose part are the cgroups.
 readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
@@ -75,6 +78,7 @@ script() {
 		test/critest) only=TestCRIConformance ;;
 		test/e2e) only=${run:-$e2e_run} ;;
 		imageservice/internal/layer) only=${run:-$layers_run} ;;
+		cni) only=${run:-$plugins_run} ;;
 		*) only=$run ;;
 		esac
 		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun GANTRY_TEST_CGROUP_DRIVER="$driver" \
@@ -116,14 +120,14 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-e2e_run='' layers_run='' alone_run='' behind_run=''
+e2e_run='' layers_run='' plugins_run='' alone_run='' behind_run=''
 if ((!${#packages[@]})); then
 	if [[ $init == systemd ]]; then
 		packages=(test/e2e test/critest) e2e_run=$cgroups focus=${focus:-$cgroup_specs}
 	elif [[ $init == selinux ]]; then
 		packages=(test/e2e test/critest) e2e_run=SELinux focus=${focus:-SELinux}
 	else
-		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers
+		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers plugins_run=$plugins
 		[[ -n $run ]] || alone_run=$alone behind_run=$behind
 	fi
 fi

@@ -51,6 +51,9 @@ programs() {
 		rm -f "$root"/usr/{,s}bin/"$p"
 		add "$(command -v "$p")" "/usr/bin/$p"
 	done
+	# CNI's own plugins; the tests look for rules that they leave.
+	for p in bridge host-local bandwidth macvlan; do add "/usr/lib/cni/$p"; done
+	for p in iptables-save ip6tables-save; do add "$(command -v iptables-nft)" "/usr/bin/$p"; done
 	# CRIU stops the network of what it dumps, with nftables where iptables are not there.
 	install -d "$root/etc/criu"
 	echo 'network-lock nftables' >"$root/etc/criu/default.conf"
@@ -68,7 +71,7 @@ modules() {
 	local wanted=(virtio_pci virtio_blk qemu_fw_cfg overlay fuse loop tun veth bridge br_netfilter dummy macvlan ipvlan
 		nf_tables nft_compat nft_chain_nat nft_nat nft_masq nft_redir nft_ct nft_reject_inet nft_fib_inet nft_log nft_limit
 		nft_hash nft_numgen nft_objref nf_conntrack_netlink xt_MASQUERADE xt_nat xt_mark xt_comment xt_conntrack
-		xt_addrtype xt_tcpudp xt_multiport unix_diag tcp_diag udp_diag raw_diag af_packet_diag netlink_diag binfmt_misc) m path
+		xt_addrtype xt_tcpudp xt_multiport ifb sch_tbf sch_ingress act_mirred cls_u32 sctp unix_diag tcp_diag udp_diag raw_diag af_packet_diag netlink_diag binfmt_misc) m path
 	for m in "${wanted[@]}"; do modprobe -S "$kernel" -D "$m"; done | awk '$1 == "insmod" && !seen[$2]++ {print $2}' |
 		while read -r path; do install -D -p -m 644 "$path" "$root$path"; done
 	cp "/lib/modules/$kernel"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$kernel/"
