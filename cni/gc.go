@@ -113,7 +113,7 @@ func (n *Networks) dropCached() error {
 	want := map[string]bool{}
 	for _, id := range n.attached() {
 		if a := n.attachment(id); a != nil {
-			want[a.list.Name+"-"+id+"-"+ifName] = true
+			want[filepath.Base(n.resultFile(id, a))] = true
 		}
 	}
 	var errs []error

@@ -46,6 +46,15 @@ type node struct {
 // nodes makes names that differ within this process; the process id keeps two runs apart.
 func newNode(tb testing.TB, change ...func(*Config)) *node {
 	tb.Helper()
+	n := closedNode(tb, change...)
+	n.open()
+	tb.Cleanup(n.audit)
+	return n
+}
+
+// closedNode is a node without a daemon yet, and without the audit.
+func closedNode(tb testing.TB, change ...func(*Config)) *node {
+	tb.Helper()
 	needRoot(tb)
 	dir := tb.TempDir()
 	suffix := fmt.Sprintf("%d", os.Getpid()%100000)
@@ -56,8 +65,6 @@ func newNode(tb testing.TB, change ...func(*Config)) *node {
 		c(&n.cfg)
 	}
 	n.ctx = logging(tb)
-	n.open()
-	tb.Cleanup(n.audit)
 	return n
 }
 

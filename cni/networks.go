@@ -107,6 +107,9 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := n.endOrphans(ctx); err != nil { // the address that one of them may yet take is no reason not to serve
+		klog.FromContext(ctx).Error(err, "Plugins that an earlier process has left could not be ended, addresses may leak")
+	}
 	if err := n.loadPodCIDR(ctx); err != nil {
 		return nil, errors.Join(err, n.journal.Close())
 	}

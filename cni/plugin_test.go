@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
+
+	"github.com/gantry-cri/gantry/test/killpoint"
 )
 
 // pluginDir has the test plugin, once it is built.
@@ -32,6 +34,13 @@ var buildPlugin = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	killpoint.Main()
+	if text := os.Getenv(victimEnv); text != "" {
+		if err := victim(text); err != nil {
+			fmt.Println("error", err)
+		}
+		return
+	}
 	err := isolate()
 	if err != nil {
 		panic(err)

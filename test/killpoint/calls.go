@@ -73,10 +73,10 @@ func openat(name string, t *tracer, _ int, args [6]uint64) string {
 	return name + " " + t.text(args[1])
 }
 
-// descriptor describes a call by its file, which must have a path and be none of the standard streams: logs.
+// descriptor describes a call by its file, which must have a path or be a pipe, and none of the standard streams: logs.
 func descriptor(name string, t *tracer, _ int, args [6]uint64) string {
 	file := t.file(args[0])
-	if args[0] <= 2 || !strings.HasPrefix(file, "/") || strings.HasPrefix(file, "/dev/") {
+	if args[0] <= 2 || !strings.HasPrefix(file, "/") && !strings.HasPrefix(file, "pipe:") || strings.HasPrefix(file, "/dev/") {
 		return ""
 	}
 	return name + " " + file

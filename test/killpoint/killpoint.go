@@ -45,6 +45,16 @@ func (r Report) Last() string {
 	return fmt.Sprintf("change %d: %s", len(r.Changes), r.Changes[len(r.Changes)-1])
 }
 
+// GoesOn reports whether the last change sets something off that goes on while the process lives or is dead: a program
+// that was started or told something. To be killed after such a change is another case than before the next one.
+func (r Report) GoesOn() bool {
+	if len(r.Changes) == 0 {
+		return false
+	}
+	last := r.Changes[len(r.Changes)-1]
+	return strings.HasPrefix(last, "clone") || strings.Contains(last, " pipe:")
+}
+
 // Trace is a process being followed. Its methods are for one goroutine.
 type Trace struct {
 	cmd    *exec.Cmd

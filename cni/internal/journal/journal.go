@@ -1,9 +1,13 @@
 // Package journal is a small map on disk that survives the daemon's death at any instruction.
 //
 // It is one file of JSON lines, {"k":key,"v":value} to put and {"k":key} to delete, the last line of a key counts;
-// "d":true marks a record that was flushed, to survive a power cut too. A change is one write behind the end, so it costs microseconds. Files made and deleted per pod were tried first: ext4
-// does not give the inode of a deleted file out again for half a minute and searches past all of them, so that with
-// many pods coming and going every new file cost as much as a network link.
+// "d":true marks a record that was flushed, to survive a power cut too. A change is one write behind the end, so it
+// costs microseconds. Files made and deleted per pod were tried first: ext4 does not give the inode of a deleted file
+// out again for half a minute and searches past all of them, so that with many pods coming and going every new file
+// cost as much as a network link.
+//
+// After a power cut the file is as it was at some moment since the last flushed record was put, and may end in the
+// middle of a line or in zeros. So flushed records are there, but one that was deleted may be there again.
 //
 // A line without its end was being written when the daemon was killed, and nobody acted on it: it is dropped. Other
 // lines that cannot be read are dropped with a logged error and the file as it was is kept beside as <path>.damaged.
@@ -45,6 +49,7 @@ type Journal struct {
 	size    int  // of the file
 	live    int  // bytes of lines
 	flushed int  // lines that are
+	named   bool // the directory is flushed since the file was made, so a power cut leaves the file its name
 	damaged bool // a write failed: what is at the end is not known
 }
 
@@ -76,7 +81,7 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 	if j.dropped = len(bad); j.dropped > 0 {
 		klog.FromContext(ctx).Error(errors.Join(bad[:min(len(bad), 5)]...), "Dropped damaged records, the file as it was is kept",
 			"records", len(bad), "path", path+".damaged")
-		if err := os.Rename(path, path+".damaged"); err != nil {
+		if err := setAside(path); err != nil {
 			return nil, fmt.Errorf("setting aside a damaged journal: %w", err)
 		}
 	}
@@ -92,6 +97,15 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 
 // Dropped is the number of damaged records that Open has set aside.
 func (j *Journal) Dropped() int { return j.dropped }
+
+// setAside gives the file a second name, of a damaged one: until it is replaced, its good records stay where the next
+// Open looks for them.
+func setAside(path string) error {
+	if err := os.Remove(path + ".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Link(path, path+".damaged")
+}
 
 // read fills lines and returns an error for each line that cannot be read.
 func (j *Journal) read() (bad []error, err error) {
@@ -195,12 +209,29 @@ func (j *Journal) append(text []byte, flush bool) error {
 	n, err := j.f.Write(text)
 	j.size += n
 	if err == nil && flush {
-		err = j.f.Sync()
+		err = j.sync()
 	}
 	if err != nil {
 		j.damaged = true
 		return fmt.Errorf("writing journal: %w", err)
 	}
+	return nil
+}
+
+// sync flushes the file, and its name where that is new.
+func (j *Journal) sync() error {
+	if err := j.f.Sync(); err != nil || j.named {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(j.path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	j.named = true
 	return nil
 }
 
@@ -233,7 +264,7 @@ func (j *Journal) rewrite() (err error) {
 	if j.f != nil {
 		_ = j.f.Close() // replaced, nothing more is read from it
 	}
-	j.f, j.size, j.damaged = f, j.live, false
+	j.f, j.size, j.damaged, j.named = f, j.live, false, false
 	return nil
 }
 

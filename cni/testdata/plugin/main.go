@@ -3,6 +3,8 @@
 //	"log":  file that gets a line "COMMAND containerID netns args stdin" per call
 //	"do":   {"ADD": behaviour, "DEL <containerID>": behaviour}; absent = ok
 //	"switch": file with another "do" that counts before it, if it is there
+//	"leases": directory where an ADD makes a file for the pod, which must not be there, and DEL removes it; the first
+//	        ADD there takes its time before
 //
 // Behaviours: ok (prevResult, else "result" of the configuration), error (error object, exit 1), exit (exit 1 with
 // words on stderr), hang, hangchild (a child of its own group hangs with it), garbage, endless, noips, leak (ends well,
@@ -15,6 +17,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -29,6 +32,7 @@ func main() {
 		Log        string            `json:"log"`
 		Do         map[string]string `json:"do"`
 		Switch     string            `json:"switch"`
+		Leases     string            `json:"leases"`
 		Result     json.RawMessage   `json:"result"`
 		PrevResult json.RawMessage   `json:"prevResult"`
 	}
@@ -47,6 +51,9 @@ func main() {
 		f.Close()
 	}
 	behave(command, behaviour(conf.Switch, conf.Do, command, os.Getenv("CNI_CONTAINERID")))
+	if conf.Leases != "" {
+		lease(command, filepath.Join(conf.Leases, os.Getenv("CNI_CONTAINERID")))
+	}
 	if command == "ADD" {
 		if len(conf.PrevResult) > 0 {
 			os.Stdout.Write(conf.PrevResult)
@@ -71,6 +78,24 @@ func behaviour(file string, do map[string]string, command, id string) string {
 		}
 	}
 	return "ok"
+}
+
+func lease(command, path string) {
+	var err error
+	switch command {
+	case "ADD":
+		if os.Mkdir(filepath.Join(filepath.Dir(path), "lock"), 0o700) == nil {
+			time.Sleep(200 * time.Millisecond)
+		}
+		err = os.Mkdir(path, 0o700)
+	case "DEL":
+		if err = os.Remove(path); os.IsNotExist(err) {
+			err = nil
+		}
+	}
+	if err != nil {
+		panic(err)
+	}
 }
 
 func behave(command, do string) {

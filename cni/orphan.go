@@ -1,0 +1,89 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+const orphanTimeout = 10 * time.Second // for killed plugins to be gone
+
+// endOrphans ends plugins that run on although the daemon that started them was killed: one in its ADD would take an
+// address after the DEL by which this process frees what the pod had. Only pods are looked for whose ADD was cut off,
+// which nobody has been told to be attached: their records are there, the results are not.
+func (n *Networks) endOrphans(ctx context.Context) error {
+	cutOff := map[string]bool{}
+	for id, a := range n.pods {
+		_, err := os.Lstat(n.resultFile(id, a))
+		if errors.Is(err, fs.ErrNotExist) && !builtIn(a.list) {
+			cutOff[id] = true
+		}
+	}
+	if len(cutOff) == 0 {
+		return nil
+	}
+	deadline := time.Now().Add(orphanTimeout)
+	for {
+		left, err := orphans(cutOff)
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d plugins of an earlier process do not end", len(left))
+		}
+		for _, o := range left {
+			klog.FromContext(ctx).Info("Ended a CNI plugin that a killed daemon had left in its ADD", "pod", o.pod, "pid", o.pid)
+			if err := unix.Kill(-o.group, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("ending CNI plugin %d of an earlier process: %w", o.pid, err)
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// resultFile is where libcni caches the result of a pod's ADD.
+func (n *Networks) resultFile(pod string, a *attachment) string {
+	return filepath.Join(n.cfg.StateDir, "results", a.list.Name+"-"+pod+"-"+ifName)
+}
+
+type orphan struct {
+	pid, group int
+	pod        string
+}
+
+// orphans are the processes that have the environment of an ADD for one of the pods: plugins and what they started. A
+// program that a plugin has left for good, as a daemon, has made a session of its own and is none.
+func orphans(pods map[string]bool) (found []orphan, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		environ, _ := os.ReadFile(filepath.Join("/proc", e.Name(), "environ")) // it may have ended
+		if !bytes.Contains(environ, []byte("CNI_CONTAINERID=")) {
+			continue
+		}
+		vars := strings.Split(string(environ), "\x00")
+		group, gerr := unix.Getpgid(pid)
+		session, serr := unix.Getsid(pid)
+		if id := env(vars, "CNI_CONTAINERID"); pods[id] && env(vars, "CNI_COMMAND") == "ADD" &&
+			gerr == nil && serr == nil && group != session && group != unix.Getpgrp() && group > 1 {
+			found = append(found, orphan{pid, group, id})
+		}
+	}
+	return found, nil
+}
