@@ -23,7 +23,8 @@
 //
 // A record is there from before the first plugin runs until after the last one has undone its work. So whatever
 // instruction the daemon is killed at, GC at the next start finds the pod and runs the chain's DEL. Between two plugins
-// of other programs the record gets the result so far, for a DEL that needs it.
+// of other programs the record gets the result so far, for a DEL that needs it. A plugin goes on when the daemon dies
+// that runs it: one that Open finds in its ADD is killed, or it would take an address after that DEL.
 //
 // # In the background
 //

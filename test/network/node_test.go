@@ -14,9 +14,13 @@ import (
 	"github.com/gantry-cri/gantry/test/harness"
 	"github.com/gantry-cri/gantry/test/images"
 	"github.com/gantry-cri/gantry/test/images/peer"
+	"github.com/gantry-cri/gantry/test/killpoint"
 )
 
-func TestMain(m *testing.M) { harness.Main(m) }
+func TestMain(m *testing.M) {
+	killpoint.Main()
+	harness.Main(m)
+}
 
 // node is an instance, with the short forms that tests talk to it with.
 type node struct {
