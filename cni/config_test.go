@@ -159,6 +159,13 @@ func FuzzParseList(f *testing.F) {
 				t.Errorf("accepted, then: %v", err)
 			}
 		}
+		if whole, err := inline("/nowhere", data); err == nil {
+			if list, err := parseList(whole); err == nil {
+				if again, err := parseList(list.Bytes); err != nil || again.CNIVersion != list.CNIVersion {
+					t.Errorf("accepted as of %s, then: %v, %v", list.CNIVersion, again, err)
+				}
+			}
+		}
 		if list, err := parseSingle(data); err == nil {
 			if _, err := parseList(list.Bytes); err != nil {
 				t.Errorf("accepted, then: %v", err)

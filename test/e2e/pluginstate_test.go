@@ -62,6 +62,7 @@ esac
 	}
 	untouch(t, filepath.Join(bin, "status-fails"))
 	untouch(t, filepath.Join(bin, "del-fails"))
+	configure("")
 	n.eventually("the network is ready", func() bool { return ready().GetStatus() })
 	n.eventually("the network is taken away without being asked", func() bool {
 		left, err := filepath.Glob(filepath.Join(bin, "added-*"))

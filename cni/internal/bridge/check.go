@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,13 +14,18 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 // status is CNI's STATUS. Whether addresses are left is not looked at: the kubelet would call the whole node not ready
 // for it, and its pods would be evicted. The table is made anew when somebody has flushed it, because host ports and
 // masquerade of all pods are gone until then.
-func (p *Plugin) status() error {
-	if err := p.table.Repair(); err != nil {
+func (p *Plugin) status(ctx context.Context) error {
+	gone, err := p.table.Repair()
+	if gone {
+		klog.FromContext(ctx).Error(err, "The nftables table was removed by somebody and is made again: pods were without host ports and masquerade")
+	}
+	if err != nil {
 		return types.NewError(types.ErrLimitedConnectivity, "host ports and masquerade cannot be repaired", err.Error())
 	}
 	return nil

@@ -112,7 +112,7 @@ func (p *Plugin) Run(ctx context.Context, args Args) ([]byte, error) {
 	case "VERSION":
 		return json.Marshal(version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0"))
 	case "STATUS":
-		return nil, p.status()
+		return nil, p.status(ctx)
 	case "GC": // Sweep does it for all networks at once
 		return nil, nil
 	}

@@ -7,28 +7,28 @@ import (
 	"github.com/google/nftables"
 )
 
-// Repair writes the table anew if it is gone: nft flush ruleset, which is how nftables.service begins, takes masquerade
-// and host ports from all pods. It costs one message while the table is there.
-func (t *Table) Repair() error {
+// Repair writes the table anew if it is gone, and tells whether it was: nft flush ruleset, which is how nftables.service
+// begins, takes masquerade and host ports from all pods. It costs one message while the table is there.
+func (t *Table) Repair() (gone bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.written || len(t.networks) == 0 {
-		return nil // nobody needs it, or the next to need it writes it
+		return false, nil // nobody needs it, or the next to need it writes it
 	}
 	var tables []*nftables.Table
-	err := t.batch(func(c *nftables.Conn) (err error) {
+	err = t.batch(func(c *nftables.Conn) (err error) {
 		tables, err = c.ListTablesOfFamily(nftables.TableFamilyINet)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("looking for nftables table inet %s: %w", t.name, err)
+		return false, fmt.Errorf("looking for nftables table inet %s: %w", t.name, err)
 	}
 	for _, table := range tables {
 		if table.Name == t.name {
-			return nil
+			return false, nil
 		}
 	}
-	return t.replace()
+	return true, t.replace()
 }
 
 // Check tells whether the pod's host ports are in the kernel's maps. It reads the maps as a whole.
