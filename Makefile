@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull crictl clean
+.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench:    ## Go benchmarks, then pod, exec and log figures of a real instance (r
 
 bench-pull: ## pulls measured against Debian's containerd, when it is installed (root)
 	@hack/bench-pull.sh
+
+bench-net: ## pods' networks measured against containerd, one pod and up to 500; draws the plot of docs/network.md (root)
+	@hack/bench-net.sh
 
 crictl:   ## build bin/crictl, to talk to a gantry
 	@hack/build.sh crictl

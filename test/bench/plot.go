@@ -19,7 +19,7 @@ type point struct{ x, y float64 } // pods, milliseconds
 
 // The plot's measures in pixels. Labels of the lines are right of the axes.
 const (
-	plotWidth, plotHeight = 760, 420
+	plotWidth, plotHeight = 840, 420
 	left, right           = 64, 560
 	top, bottom           = 44, 366
 	labelHeight           = 17
@@ -38,8 +38,8 @@ func writePlot(path string, pods int, lines []series) error {
 			lowest, highest = min(lowest, p.y), max(highest, p.y)
 		}
 	}
-	low, high := math.Floor(math.Log10(lowest)), math.Ceil(math.Log10(highest))
-	high = max(high, low+1)
+	ticks := tickValues(lowest, highest)
+	low, high := math.Log10(ticks[0]), math.Log10(ticks[len(ticks)-1])
 	at := func(p point) (x, y float64) {
 		return left + p.x/float64(pods)*(right-left), bottom - (math.Log10(p.y)-low)/(high-low)*(bottom-top)
 	}
@@ -47,13 +47,9 @@ func writePlot(path string, pods int, lines []series) error {
 	fmt.Fprintf(&w, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" font-family="sans-serif" font-size="12" fill="#222">`+"\n", plotWidth, plotHeight)
 	fmt.Fprintf(&w, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", plotWidth, plotHeight)
 	fmt.Fprintf(&w, `<text x="%d" y="24" font-size="14" font-weight="bold">Median time of a request, ms (logarithmic)</text>`+"\n", left-40)
-	for decade := low; decade <= high; decade++ {
-		for _, step := range []float64{1, 2, 5} {
-			ms := step * math.Pow(10, decade)
-			if _, y := at(point{0, ms}); y >= top-0.5 {
-				fmt.Fprintf(&w, `<path d="M%d %.1fH%d" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`+"\n", left, y, right, left-8, y+4, ms)
-			}
-		}
+	for _, ms := range ticks {
+		_, y := at(point{0, ms})
+		fmt.Fprintf(&w, `<path d="M%d %.1fH%d" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end">%g</text>`+"\n", left, y, right, left-8, y+4, ms)
 	}
 	for i := range 6 {
 		n := pods * i / 5
@@ -64,9 +60,10 @@ func writePlot(path string, pods int, lines []series) error {
 	fmt.Fprintf(&w, `<text x="%d" y="%d" text-anchor="middle">pods on the node</text>`+"\n", (left+right)/2, bottom+40)
 
 	type label struct {
-		y, from float64
-		text    string
-		style   string
+		y     float64
+		end   point // of the line, in pixels
+		text  string
+		style string
 	}
 	var labels []label
 	var runtimes, requests []string
@@ -80,14 +77,13 @@ func writePlot(path string, pods int, lines []series) error {
 		style := fmt.Sprintf(`fill="none" stroke-width="2" stroke=%q stroke-dasharray=%q`,
 			colours[slices.Index(runtimes, l.runtime)%len(colours)], dashes[slices.Index(requests, l.request)%len(dashes)])
 		fmt.Fprint(&w, `<polyline points="`)
-		var y float64
+		var x, y float64
 		for _, p := range l.points {
-			var x float64
 			x, y = at(p)
 			fmt.Fprintf(&w, "%.1f,%.1f ", x, y)
 		}
 		fmt.Fprintf(&w, `" %s/>`+"\n", style)
-		labels = append(labels, label{y, y, html.EscapeString(l.runtime + " " + l.request), style})
+		labels = append(labels, label{y, point{x, y}, html.EscapeString(l.runtime + " " + l.request), style})
 	}
 	slices.SortFunc(labels, func(a, b label) int { return int(math.Copysign(1, b.y-a.y)) }) // lowest line first
 	floor := float64(bottom)
@@ -96,8 +92,25 @@ func writePlot(path string, pods int, lines []series) error {
 		floor = labels[i].y - labelHeight
 	}
 	for _, l := range labels {
-		fmt.Fprintf(&w, `<path d="M%d %.1fL%d %.1fh22" %s/><text x="%d" y="%.1f">%s</text>`+"\n", right, l.from, right+14, l.y, l.style, right+42, l.y+4, l.text)
+		fmt.Fprintf(&w, `<path d="M%.1f %.1fL%d %.1fh22" %s/><text x="%d" y="%.1f">%s</text>`+"\n", l.end.x, l.end.y, right+14, l.y, l.style, right+42, l.y+4, l.text)
 	}
 	w.WriteString("</svg>\n")
 	return os.WriteFile(path, w.Bytes(), 0o644)
+}
+
+// tickValues are 1, 2 and 5 times powers of ten, from the greatest below the values to the smallest above them.
+func tickValues(lowest, highest float64) []float64 {
+	var ticks []float64
+	for decade := math.Floor(math.Log10(lowest)); ; decade++ {
+		for _, step := range []float64{1, 2, 5} {
+			ms := step * math.Pow(10, decade)
+			if ms <= lowest {
+				ticks = nil
+			}
+			ticks = append(ticks, ms)
+			if ms >= highest && len(ticks) > 1 {
+				return ticks
+			}
+		}
+	}
 }
