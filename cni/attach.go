@@ -92,7 +92,7 @@ func (n *Networks) list() (*libcni.NetworkConfigList, error) {
 		if len(n.podCIDR) > 0 {
 			subnets = n.podCIDR
 		}
-		list, err := defaultList(n.cfg.Bridge, subnets)
+		list, err := defaultList(n.cfg.Bridge, subnets, n.cfg.NonMasqueradeCIDRs)
 		if err != nil {
 			return nil, fmt.Errorf("default network: %w", err)
 		}

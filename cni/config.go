@@ -97,14 +97,15 @@ func has(list *libcni.NetworkConfigList, capability string) bool {
 }
 
 // defaultList is the list that serves when the directory is empty.
-func defaultList(bridgeName string, subnets []netip.Prefix) (*libcni.NetworkConfigList, error) {
-	data, err := json.Marshal(map[string]any{
-		"cniVersion": version.Current(), "name": "gantry",
-		"plugins": []any{map[string]any{
-			"type": bridge.Type, "bridge": bridgeName, "isGateway": true, "ipMasq": true, "hairpinMode": true,
-			"subnets": subnets, "capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
-		}},
-	})
+func defaultList(bridgeName string, subnets, direct []netip.Prefix) (*libcni.NetworkConfigList, error) {
+	plugin := map[string]any{
+		"type": bridge.Type, "bridge": bridgeName, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+		"subnets": subnets, "capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
+	}
+	if len(direct) > 0 {
+		plugin["nonMasqueradeCIDRs"] = direct
+	}
+	data, err := json.Marshal(map[string]any{"cniVersion": version.Current(), "name": "gantry", "plugins": []any{plugin}})
 	if err != nil {
 		return nil, err
 	}

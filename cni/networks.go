@@ -24,13 +24,14 @@ import (
 // Config says where a Networks finds its configuration and keeps its state. Several instances run beside each other
 // when StateDir, Bridge, Subnets and Table differ.
 type Config struct {
-	ConfDir   string         // CNI configuration files, e.g. /etc/cni/net.d; need not exist
-	BinDirs   []string       // where plugin executables are looked for, in order
-	StateDir  string         // leases, records and libcni's cache; survives the daemon
-	Bridge    string         // bridge of the default network; "" = gantry0
-	Subnets   []netip.Prefix // pod addresses of the default network, one per family; empty = 10.86.0.0/16
-	NoDefault bool           // no default network: without CNI configuration the network is not ready
-	Table     string         // nftables table (family inet) of the built-in plugin; "" = gantry
+	ConfDir            string         // CNI configuration files, e.g. /etc/cni/net.d; need not exist
+	BinDirs            []string       // where plugin executables are looked for, in order
+	StateDir           string         // leases, records and libcni's cache; survives the daemon
+	Bridge             string         // bridge of the default network; "" = gantry0
+	Subnets            []netip.Prefix // pod addresses of the default network, one per family; empty = 10.86.0.0/16
+	NonMasqueradeCIDRs []netip.Prefix // what pods of the default network reach with their own address, beside each other
+	NoDefault          bool           // no default network: without CNI configuration the network is not ready
+	Table              string         // nftables table (family inet) of the built-in plugin; "" = gantry
 
 	pace pace
 }

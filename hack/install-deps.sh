@@ -45,7 +45,7 @@ install_packages "ca-certificates=test -s /etc/ssl/certs/ca-certificates.crt" "m
 	"gcc=command -v gcc" "libc6-dev=test -e /usr/include/stdlib.h"
 if [[ ${1:-} == test ]]; then
 	install_packages "e2fsprogs=command -v mkfs.ext4" "xfsprogs=command -v mkfs.xfs" "umoci=command -v umoci" "crun=command -v crun" \
-		"containernetworking-plugins=test -x /usr/lib/cni/bridge" "iptables=command -v iptables"
+		"containernetworking-plugins=test -x /usr/lib/cni/bridge" "iptables=command -v iptables" "nftables=command -v nft"
 fi
 if [[ ${1:-} == vm ]]; then
 	install_packages "qemu-system-x86=command -v qemu-system-x86_64" "linux-image-cloud-amd64=ls /boot/vmlinuz-*-cloud-amd64" \

@@ -41,6 +41,7 @@ func checkNetwork(ctx context.Context, r *report, cfg config.Config, dir string)
 		r.fail("network", fmt.Sprintf("no CNI configuration in %s, and network.default is none; install a network or set it to %s", cfg.CNI.ConfDir, config.NetworkBridge))
 	default:
 		checkSubnets(r, cfg)
+		checkForward(r, cfg)
 		err := tryNetwork(ctx, cfg, dir)
 		r.require("network gantry-bridge", err, "load the modules bridge, veth, nf_tables and nft_masq")
 	}

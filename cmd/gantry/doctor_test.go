@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gantry-cri/gantry/cni"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
@@ -200,5 +201,19 @@ func TestToolIsBounded(t *testing.T) {
 func TestProbeNeedsItsOwnNamespace(t *testing.T) {
 	if status, _, errOut := gantry(t, "doctor", networkProbe, t.TempDir()); status != exitError || !strings.Contains(errOut, "namespace of its own") {
 		t.Errorf("status %d: %s", status, errOut)
+	}
+}
+
+func TestAcceptance(t *testing.T) {
+	for _, c := range []struct {
+		drop cni.ForwardDrop
+		want string
+	}{
+		{cni.ForwardDrop{Family: "ip6", Table: "filter", Chain: "FORWARD"}, "ip6tables -I FORWARD -i br0 -j ACCEPT; ip6tables -I FORWARD -o br0 -j ACCEPT"},
+		{cni.ForwardDrop{Family: "inet", Table: "fw", Chain: "f"}, "nft insert rule inet fw f iifname br0 accept; nft insert rule inet fw f oifname br0 accept"},
+	} {
+		if got := acceptance(c.drop, "br0"); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
 	}
 }

@@ -52,10 +52,11 @@ type CNI struct {
 
 // Network is the built-in network.
 type Network struct {
-	Default string         `toml:"default" comment:"\"gantry-bridge\", or \"none\": without CNI configuration the node is not ready."`
-	Bridge  string         `toml:"bridge" comment:"Name of its bridge, at most 15 bytes."`
-	Subnets []netip.Prefix `toml:"subnets" comment:"Addresses of pods: one prefix, or two of different families. The kubelet's pod CIDR goes before."`
-	Table   string         `toml:"table" comment:"nftables table for masquerading and host ports. Default: gantry, followed by the bridge's name if that is not gantry0."`
+	Default            string         `toml:"default" comment:"\"gantry-bridge\", or \"none\": without CNI configuration the node is not ready."`
+	Bridge             string         `toml:"bridge" comment:"Name of its bridge, at most 15 bytes."`
+	Subnets            []netip.Prefix `toml:"subnets" comment:"Addresses of pods: one prefix, or two of different families. The kubelet's pod CIDR goes before."`
+	NonMasqueradeCIDRs []netip.Prefix `toml:"non_masquerade_cidrs" comment:"Where pods go with their own address, beside each other's: networks that have a route to the pods' subnets. Elsewhere they have the node's."`
+	Table              string         `toml:"table" comment:"nftables table for masquerading and host ports. Default: gantry, followed by the bridge's name if that is not gantry0."`
 }
 
 // Images is how images are pulled and kept.
@@ -116,9 +117,10 @@ func Default() Config {
 		RegistryConfigDirs: []string{"/etc/gantry/certs.d", "/etc/containerd/certs.d"},
 		CNI:                CNI{ConfDir: "/etc/cni/net.d", BinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
 		Network: Network{
-			Default: NetworkBridge,
-			Bridge:  defaultBridge,
-			Subnets: []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
+			Default:            NetworkBridge,
+			Bridge:             defaultBridge,
+			Subnets:            []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
+			NonMasqueradeCIDRs: []netip.Prefix{},
 		},
 		Images: Images{
 			MaxDownloads: 6, PullProgressTimeout: Duration(time.Minute), LayerRanges: 1, Pinned: []string{},

@@ -234,6 +234,8 @@ func TestValidate(t *testing.T) {
 		{func(c *Config) { c.Network.Subnets = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/16")} }, []string{"10.1.0.0/16"}},
 		{func(c *Config) { c.Network.Subnets = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/32")} }, []string{"wider"}},
 		{func(c *Config) { c.Network.Subnets = append(c.Network.Subnets, c.Network.Subnets[0]) }, []string{"network.subnets"}},
+		{func(c *Config) { c.Network.NonMasqueradeCIDRs = []netip.Prefix{netip.MustParsePrefix("10.1.2.3/16")} }, []string{"network.non_masquerade_cidrs = 10.1.2.3/16"}},
+		{func(c *Config) { c.Network.NonMasqueradeCIDRs = make([]netip.Prefix, 257) }, []string{"network.non_masquerade_cidrs = 257", "at most 256"}},
 		{func(c *Config) { c.Images.MaxDownloads = 0 }, []string{"images.max_downloads = 0"}},
 		{func(c *Config) { c.Images.PullProgressTimeout = Duration(5) }, []string{"images.pull_progress_timeout", "1s"}},
 		{func(c *Config) { c.Images.Pinned = []string{""} }, []string{"images.pinned"}},
@@ -267,6 +269,7 @@ func TestPrintRoundTrips(t *testing.T) {
 		ShortNames: "none", DockerConfig: "/d", PreloadDir: "/p", Verify: Verify{BinDir: "/v", MaxPrograms: 1, Timeout: 1},
 		Limits: ImageLimits{ManifestSize: 1, IndexDepth: 2, Layers: 3, LayerEntries: 4, LayerSize: 5, LayerRatio: 6},
 	}
+	full.Network.NonMasqueradeCIDRs = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("::/0")}
 	full.Network.Subnets = append(full.Network.Subnets, netip.MustParsePrefix("fd00:1::/64"))
 	full.Runtimes["crun-x.1"] = full.Runtimes["runc"]
 	settled := Default()

@@ -10,7 +10,10 @@ import (
 	"time"
 )
 
-const maxSocketPath = 107 // unix(7), sun_path
+const (
+	maxSocketPath    = 107 // unix(7), sun_path
+	maxNonMasquerade = 256 // what gantry-bridge takes
+)
 
 var (
 	linkName  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$`)
@@ -99,6 +102,14 @@ func (n Network) check() (errs []error) {
 			errs = append(errs, wrong("network.subnets", p, "has bits behind the prefix; write %v", p.Masked()))
 		case !roomy(p):
 			errs = append(errs, wrong("network.subnets", p, "has no room for pods; give a wider prefix"))
+		}
+	}
+	if len(n.NonMasqueradeCIDRs) > maxNonMasquerade {
+		errs = append(errs, wrong("network.non_masquerade_cidrs", len(n.NonMasqueradeCIDRs), "give at most %d prefixes", maxNonMasquerade))
+	}
+	for _, p := range n.NonMasqueradeCIDRs {
+		if !p.IsValid() || p.Addr().Is4In6() || p != p.Masked() {
+			errs = append(errs, wrong("network.non_masquerade_cidrs", p, "give prefixes without bits behind them, such as 192.168.0.0/16"))
 		}
 	}
 	return errs

@@ -5,13 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/gantry-cri/gantry/cni/internal/ipam"
-	"github.com/gantry-cri/gantry/cni/internal/nft"
 )
 
 // Config is the parsed and checked configuration of one call.
@@ -23,6 +21,7 @@ type Config struct {
 	Hairpin    bool
 	Gateway    bool
 	Masquerade bool
+	Direct     []netip.Prefix // what pods reach without masquerade
 	Ranges     [][]ipam.Range // none = those of the capability ipRanges, which is not known yet
 	Routes     []Route
 	Default    bool // default routes by the gateways, beside Routes
@@ -32,28 +31,21 @@ type Config struct {
 	Announce   bool             // tell the neighbours the pod's MAC, since it does not follow from the address
 }
 
-// PortMapping is one entry of the capability portMappings.
-type PortMapping struct {
-	Protocol      string
-	HostIP        netip.Addr // zero = all addresses of both families
-	HostPort      uint16
-	ContainerPort uint16
-}
-
 // rawConfig is the JSON of a configuration as libcni passes it.
 type rawConfig struct {
-	CNIVersion  string       `json:"cniVersion"`
-	Name        string       `json:"name"`
-	Bridge      string       `json:"bridge"`
-	MTU         int          `json:"mtu"`
-	HairpinMode bool         `json:"hairpinMode"`
-	IsGateway   *bool        `json:"isGateway"`
-	IPMasq      bool         `json:"ipMasq"`
-	Subnets     []string     `json:"subnets"`
-	Ranges      [][]rawRange `json:"ranges"`
-	Routes      []rawRoute   `json:"routes"`
-	IsDefaultGW *bool        `json:"isDefaultGateway"`
-	Runtime     rawRuntime   `json:"runtimeConfig"`
+	CNIVersion         string       `json:"cniVersion"`
+	Name               string       `json:"name"`
+	Bridge             string       `json:"bridge"`
+	MTU                int          `json:"mtu"`
+	HairpinMode        bool         `json:"hairpinMode"`
+	IsGateway          *bool        `json:"isGateway"`
+	IPMasq             bool         `json:"ipMasq"`
+	NonMasqueradeCIDRs []string     `json:"nonMasqueradeCIDRs"`
+	Subnets            []string     `json:"subnets"`
+	Ranges             [][]rawRange `json:"ranges"`
+	Routes             []rawRoute   `json:"routes"`
+	IsDefaultGW        *bool        `json:"isDefaultGateway"`
+	Runtime            rawRuntime   `json:"runtimeConfig"`
 	// ------ the runtime's, here for CheckKeys ------
 	Type         string          `json:"type"`
 	Capabilities map[string]bool `json:"capabilities"`
@@ -71,11 +63,6 @@ type rawRuntime struct {
 
 type rawRange struct {
 	Subnet, RangeStart, RangeEnd, Gateway string
-}
-
-type rawPort struct {
-	HostPort, ContainerPort int
-	Protocol, HostIP        string
 }
 
 // Parse reads a configuration. Errors are ErrInvalidArgument and name the field.
@@ -112,6 +99,9 @@ func (raw *rawConfig) parse() (*Config, error) {
 	cfg.Ranges = sets
 	if raw.MTU != 0 && raw.MTU < 1280 && cfg.has(false) {
 		return nil, fmt.Errorf("mtu %d is less than the 1280 that IPv6 needs: %w", raw.MTU, errdefs.ErrInvalidArgument)
+	}
+	if cfg.Direct, err = raw.direct(); err != nil {
+		return nil, err
 	}
 	if err := raw.routes(cfg); err != nil {
 		return nil, err
@@ -196,50 +186,20 @@ func (r rawRange) parse() (ipam.Range, error) {
 	return ipam.NewRange(subnet, addrs[0], addrs[1], addrs[2])
 }
 
-func (r rawPort) parse() (PortMapping, error) {
-	p := PortMapping{Protocol: strings.ToLower(r.Protocol)}
-	if p.Protocol == "" {
-		p.Protocol = "tcp"
-	}
-	if r.HostPort < 0 || r.HostPort > 65535 || r.ContainerPort < 1 || r.ContainerPort > 65535 {
-		return p, fmt.Errorf("port mapping %d to %d is not within 1-65535: %w", r.HostPort, r.ContainerPort, errdefs.ErrInvalidArgument)
-	}
-	p.HostPort, p.ContainerPort = uint16(r.HostPort), uint16(r.ContainerPort)
-	if r.HostIP != "" {
-		addr, err := netip.ParseAddr(r.HostIP)
-		if err != nil || addr.Zone() != "" {
-			return p, fmt.Errorf("hostIP %q of host port %d is no address: %w", r.HostIP, r.HostPort, errdefs.ErrInvalidArgument)
-		}
-		p.HostIP = addr.Unmap()
-	}
-	return p, nil
-}
+// maxDirect bounds the list: it becomes part of one netlink message.
+const maxDirect = 256
 
-// hostPorts are the port mappings as they apply to the pod's addresses, the first of each family.
-func (c *Config) hostPorts(addrs []ipam.Address) ([]nft.Port, error) {
-	var ports []nft.Port
-	for _, m := range c.Ports {
-		before := len(ports)
-		for _, is4 := range []bool{true, false} {
-			wildcard := netip.IPv6Unspecified()
-			if is4 {
-				wildcard = netip.IPv4Unspecified()
-			}
-			hostIP := m.HostIP
-			if !hostIP.IsValid() {
-				hostIP = wildcard
-			}
-			for _, a := range addrs {
-				if pod := a.Prefix.Addr(); pod.Is4() == is4 && hostIP.Is4() == is4 {
-					ports = append(ports, nft.Port{Protocol: m.Protocol, HostIP: hostIP, HostPort: m.HostPort,
-						Target: netip.AddrPortFrom(pod, m.ContainerPort)})
-					break
-				}
-			}
-		}
-		if len(ports) == before {
-			return nil, fmt.Errorf("hostIP %s of host port %d: the pod has no address of that family: %w", m.HostIP, m.HostPort, errdefs.ErrInvalidArgument)
-		}
+func (raw *rawConfig) direct() ([]netip.Prefix, error) {
+	if len(raw.NonMasqueradeCIDRs) > maxDirect {
+		return nil, fmt.Errorf("nonMasqueradeCIDRs has %d prefixes, %d are possible: %w", len(raw.NonMasqueradeCIDRs), maxDirect, errdefs.ErrInvalidArgument)
 	}
-	return ports, nil
+	var all []netip.Prefix
+	for _, c := range raw.NonMasqueradeCIDRs {
+		p, err := netip.ParsePrefix(c)
+		if err != nil || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("nonMasqueradeCIDRs: %q is no prefix such as 10.0.0.0/8: %w", c, errdefs.ErrInvalidArgument)
+		}
+		all = append(all, p.Masked())
+	}
+	return all, nil
 }

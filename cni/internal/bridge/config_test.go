@@ -52,6 +52,11 @@ func TestParse(t *testing.T) {
 		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressBurst":655360}}`, "egressRate 0"},
 		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":655359}}`, "egressBurst 655359"},
 		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"bandwidth":{"egressRate":1000,"egressBurst":34359738368}}`, "egressBurst 34359738368"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"hostIP":"::1"}]}`, "route_localnet"},
+		{`"subnets":["10.0.0.0/8"],"runtimeConfig":{"portMappings":[{"hostPort":1,"containerPort":1,"hostIP":"ff02::1"}]}`, "no address of a node"},
+		{`"subnets":["10.0.0.0/8"],"nonMasqueradeCIDRs":["192.168.0.0/16","::/0"]`, ""},
+		{`"subnets":["10.0.0.0/8"],"nonMasqueradeCIDRs":["192.168.0.1"]`, `"192.168.0.1"`},
+		{`"subnets":["10.0.0.0/8"],"nonMasqueradeCIDRs":["::ffff:10.0.0.0/104"]`, "no prefix"},
 	} {
 		_, err := Parse([]byte(`{"cniVersion":"1.1.0","name":"x",` + c.conf + `}`))
 		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), c.want)) {

@@ -4,6 +4,7 @@
 // The configuration (see Config) is that of the reference bridge plugin with the addresses in it:
 //
 //	{"type": "gantry-bridge", "bridge": "gantry0", "mtu": 0, "hairpinMode": true, "isGateway": true, "ipMasq": true,
+//	 "nonMasqueradeCIDRs": ["192.168.0.0/16"],
 //	 "subnets": ["10.86.0.0/16", "fd00:86::/64"], "routes": [{"dst": "0.0.0.0/0"}],
 //	 "capabilities": {"portMappings": true, "bandwidth": true}}
 //

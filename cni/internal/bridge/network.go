@@ -40,10 +40,11 @@ type record struct {
 	Made       []string       `json:"made"` // bridges that were made here, to be removed by Teardown
 	Subnets    []netip.Prefix `json:"subnets"`
 	Masquerade bool           `json:"masquerade"`
+	Direct     []netip.Prefix `json:"nonMasqueradeCIDRs"`
 }
 
 func (r record) table() nft.Network {
-	return nft.Network{Bridge: r.Bridge, Subnets: r.Subnets, Masquerade: r.Masquerade}
+	return nft.Network{Bridge: r.Bridge, Subnets: r.Subnets, Masquerade: r.Masquerade, Direct: r.Direct}
 }
 
 // bridgeLink is what a pod's veth needs of its bridge.
@@ -57,6 +58,7 @@ type ensureKey struct {
 	bridge, gateways string
 	mtu              int
 	masquerade       bool
+	direct           string
 }
 
 func openNetwork(ctx context.Context, name, dir string) (*network, error) {
@@ -122,7 +124,7 @@ func (n *network) forget() {
 func (n *network) ensure(p *Plugin, cfg *Config) (bridgeLink, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	key := ensureKey{bridge: cfg.Bridge, gateways: fmt.Sprint(cfg.gateways()), mtu: cfg.MTU, masquerade: cfg.Masquerade}
+	key := ensureKey{bridge: cfg.Bridge, gateways: fmt.Sprint(cfg.gateways()), mtu: cfg.MTU, masquerade: cfg.Masquerade, direct: fmt.Sprint(cfg.Direct)}
 	if n.up != nil && n.want == key {
 		return *n.up, nil
 	}
@@ -150,7 +152,7 @@ func (n *network) ensure(p *Plugin, cfg *Config) (bridgeLink, error) {
 
 // save records the network as the configuration has it; subnets of pods that were attached earlier stay.
 func (n *network) save(cfg *Config, make bool) error {
-	rec := record{Bridge: cfg.Bridge, Made: slices.Clone(n.rec.Made), Subnets: slices.Clone(n.rec.Subnets), Masquerade: cfg.Masquerade}
+	rec := record{Bridge: cfg.Bridge, Made: slices.Clone(n.rec.Made), Subnets: slices.Clone(n.rec.Subnets), Masquerade: cfg.Masquerade, Direct: cfg.Direct}
 	if make && !slices.Contains(rec.Made, cfg.Bridge) {
 		rec.Made = append(rec.Made, cfg.Bridge)
 	}
@@ -234,9 +236,14 @@ func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 		up.AddData(u32(unix.IFLA_MTU, uint32(mtu)))
 	}
 	reqs := []*nl.NetlinkRequest{up}
-	gateways := c.gateways()
-	for _, g := range gateways {
-		reqs = append(reqs, addAddress(link.index, g))
+	addrs := c.gateways()
+	if c.has(false) {
+		// The kernel would add it too, and not use it for a second or two, in which it looks for duplicates. Without it
+		// the node cannot ask for the hardware address of the pod that a packet from elsewhere is for.
+		addrs = append(addrs, linkLocal(link.mac))
+	}
+	for _, a := range addrs {
+		reqs = append(reqs, addAddress(link.index, a))
 	}
 	if errs, err = host.do(reqs...); err != nil {
 		return bridgeLink{}, err
@@ -246,7 +253,7 @@ func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 	}
 	for i, err := range errs[1:] {
 		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return bridgeLink{}, fmt.Errorf("adding address %s: %w", gateways[i], err)
+			return bridgeLink{}, fmt.Errorf("adding address %s: %w", addrs[i], err)
 		}
 	}
 	return bridgeLink{index: link.index, mtu: min(mtuOr(c.MTU, link.mtu), link.mtu), mac: link.mac}, nil

@@ -7,6 +7,7 @@
 //	set bridges   { type ifname }                        # bridges of this instance
 //	set pods4     { type ipv4_addr; flags interval }     # subnets of pods; pods6 alike
 //	set masq4     { type ipv4_addr; flags interval }     # those of them that are masqueraded; masq6 alike
+//	set direct4   { type ipv4_addr; flags interval }     # where they are not: pods4, 224.0.0.0/4, what networks name; direct6
 //	map ports4    { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }  # with a hostIP; ports6
 //	map anyports4 { type inet_proto . inet_service : ipv4_addr . inet_service }              # without; anyports6
 //
@@ -18,7 +19,7 @@
 //	chain prerouting { type nat hook prerouting priority dstnat; fib daddr type local jump hostports }
 //	chain output     { type nat hook output     priority dstnat; fib daddr type local jump hostports }
 //	chain hostports {
-//		ip6 daddr ::1 return                         # IPv6 has no route_localnet
+//		ip6 daddr ::1 return                         # IPv6 has no route_localnet: answers to ::1 are never let in
 //		meta nfproto ipv4 dnat ip to ip daddr . meta l4proto . th dport map @ports4
 //		meta nfproto ipv4 dnat ip to meta l4proto . th dport map @anyports4
 //		... ipv6 alike
@@ -27,8 +28,7 @@
 //		type nat hook postrouting priority srcnat
 //		oifname @bridges ct status dnat ip saddr 127.0.0.0/8 masquerade           # the node through its loopback
 //		oifname @bridges ct status dnat ip saddr @pods4 ip daddr @pods4 masquerade # a pod through a host port
-//		ip saddr @masq4 ip daddr 224.0.0.0/4 return                               # multicast keeps its source
-//		ip saddr @masq4 ip daddr != @pods4 masquerade
+//		ip saddr @masq4 ip daddr != @direct4 masquerade
 //		... ipv6 alike
 //	}
 //

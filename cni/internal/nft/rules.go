@@ -39,9 +39,9 @@ func families() [2]family {
 
 // sets are the sets and maps of a table; index 0 is IPv4, 1 IPv6.
 type sets struct {
-	bridges         *nftables.Set
-	pods, masq      [2]*nftables.Set
-	ports, anyPorts [2]*nftables.Set
+	bridges            *nftables.Set
+	pods, masq, direct [2]*nftables.Set
+	ports, anyPorts    [2]*nftables.Set
 }
 
 func newSets(t *nftables.Table) sets {
@@ -53,8 +53,8 @@ func newSets(t *nftables.Table) sets {
 	s := sets{bridges: set("bridges", nftables.TypeIFName)}
 	s.bridges.KeyByteOrder = binaryutil.NativeEndian // how nft shows names
 	for i, f := range families() {
-		s.pods[i], s.masq[i] = set("pods"+f.suffix, f.addr), set("masq"+f.suffix, f.addr)
-		s.pods[i].Interval, s.masq[i].Interval = true, true
+		s.pods[i], s.masq[i], s.direct[i] = set("pods"+f.suffix, f.addr), set("masq"+f.suffix, f.addr), set("direct"+f.suffix, f.addr)
+		s.pods[i].Interval, s.masq[i].Interval, s.direct[i].Interval = true, true, true
 		port := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
 		s.ports[i] = set("ports"+f.suffix, nftables.MustConcatSetType(f.addr, port[0], port[1]))
 		s.anyPorts[i] = set("anyports"+f.suffix, nftables.MustConcatSetType(port...))
@@ -69,7 +69,7 @@ func newSets(t *nftables.Table) sets {
 func (s sets) all() []*nftables.Set {
 	all := []*nftables.Set{s.bridges}
 	for i := range 2 {
-		all = append(all, s.pods[i], s.masq[i], s.ports[i], s.anyPorts[i])
+		all = append(all, s.pods[i], s.masq[i], s.direct[i], s.ports[i], s.anyPorts[i])
 	}
 	return all
 }
@@ -110,8 +110,7 @@ func addRules(c *nftables.Conn, t *nftables.Table, s sets) {
 	post(toBridge, dnatted(), v4.is(), v4.within(v4.saddr(), loopback), masquerade)
 	for i, f := range fams {
 		post(toBridge, dnatted(), f.is(), f.in(f.saddr(), s.pods[i], false), f.in(f.daddr(), s.pods[i], false), masquerade)
-		post(f.is(), f.in(f.saddr(), s.masq[i], false), f.within(f.daddr(), f.multicast), verdict(expr.VerdictReturn))
-		post(f.is(), f.in(f.saddr(), s.masq[i], false), f.in(f.daddr(), s.pods[i], true), masquerade)
+		post(f.is(), f.in(f.saddr(), s.masq[i], false), f.in(f.daddr(), s.direct[i], true), masquerade)
 	}
 }
 

@@ -23,6 +23,7 @@ type Network struct {
 	Bridge     string
 	Subnets    []netip.Prefix
 	Masquerade bool
+	Direct     []netip.Prefix // elsewhere, what pods of every network reach without
 }
 
 // Table is the instance's table and the host ports in it. Its methods may be called concurrently.
@@ -43,7 +44,8 @@ func (t *Table) SetNetwork(name string, n Network) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	old, known := t.networks[name]
-	if known && t.written && old.Bridge == n.Bridge && old.Masquerade == n.Masquerade && slices.Equal(old.Subnets, n.Subnets) {
+	if known && t.written && old.Bridge == n.Bridge && old.Masquerade == n.Masquerade &&
+		slices.Equal(old.Subnets, n.Subnets) && slices.Equal(old.Direct, n.Direct) {
 		return nil
 	}
 	t.networks[name] = n
@@ -140,11 +142,12 @@ func (t *Table) replace() error {
 
 func (t *Table) addElements(c *nftables.Conn, s sets) error {
 	elements := map[*nftables.Set][]nftables.SetElement{}
-	var pods, masq []netip.Prefix
+	var pods, masq, direct []netip.Prefix
 	bridges := map[string]bool{}
 	for _, n := range t.networks {
 		bridges[n.Bridge] = true
 		pods = append(pods, n.Subnets...)
+		direct = append(direct, n.Direct...)
 		if n.Masquerade {
 			masq = append(masq, n.Subnets...)
 		}
@@ -154,9 +157,10 @@ func (t *Table) addElements(c *nftables.Conn, s sets) error {
 		copy(key, b)
 		elements[s.bridges] = append(elements[s.bridges], nftables.SetElement{Key: key})
 	}
-	for i := range 2 {
+	for i, f := range families() {
 		elements[s.pods[i]] = intervals(pods, i == 0)
 		elements[s.masq[i]] = intervals(masq, i == 0)
+		elements[s.direct[i]] = intervals(slices.Concat(pods, direct, []netip.Prefix{f.multicast}), i == 0)
 	}
 	for _, r := range t.pods {
 		if r.gone {
@@ -177,7 +181,7 @@ func (t *Table) addElements(c *nftables.Conn, s sets) error {
 	return nil
 }
 
-// intervals are the elements of a set of prefixes of one family: a start and an open end each. Prefixes within
+// intervals are the elements of a set of prefixes of one family: a start and, but for the last address, an open end each. Prefixes within
 // others are left out, because intervals of a set must not overlap.
 func intervals(prefixes []netip.Prefix, is4 bool) []nftables.SetElement {
 	var own []netip.Prefix
@@ -193,9 +197,9 @@ func intervals(prefixes []netip.Prefix, is4 bool) []nftables.SetElement {
 		return a.Bits() - b.Bits()
 	})
 	var elements []nftables.SetElement
-	var end netip.Addr // first address behind the last interval
+	var end netip.Addr // first address behind the last interval; none if that is the last of all
 	for _, p := range own {
-		if len(elements) > 0 && p.Addr().Less(end) {
+		if len(elements) > 0 && (!end.IsValid() || p.Addr().Less(end)) {
 			continue
 		}
 		if len(elements) > 0 && p.Addr() == end { // adjacent: go on instead of ending and starting at one key
@@ -203,13 +207,14 @@ func intervals(prefixes []netip.Prefix, is4 bool) []nftables.SetElement {
 		} else {
 			elements = append(elements, nftables.SetElement{Key: p.Addr().AsSlice()})
 		}
-		end = behind(p)
-		elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		if end = behind(p); end.IsValid() {
+			elements = append(elements, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+		}
 	}
 	return elements
 }
 
-// behind is the first address after a prefix. Pod subnets are unicast, so there is one.
+// behind is the first address after a prefix, if there is one.
 func behind(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {

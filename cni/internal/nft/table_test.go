@@ -21,6 +21,8 @@ func TestIntervals(t *testing.T) {
 		{"10.0.0.0/16 10.0.9.0/24 10.9.0.0/16 fd00::/64", "10.0.0.0 10.1.0.0) 10.9.0.0 10.10.0.0)"},
 		{"10.0.0.0/16 10.0.0.0/24 10.0.0.0/16", "10.0.0.0 10.1.0.0)"},
 		{"fd00::/64", ""},
+		{"224.0.0.0/4 240.0.0.0/4", "224.0.0.0"},
+		{"0.0.0.0/0 10.0.0.0/8 255.255.255.255/32", "0.0.0.0"},
 	} {
 		var prefixes []netip.Prefix
 		for _, p := range strings.Fields(c.in) {
@@ -49,7 +51,7 @@ func newTable(t *testing.T, dir string) *Table {
 		}
 		t.Skip("needs root to make nftables tables")
 	}
-	known := map[string]Network{"net": {Bridge: "gtnft0", Subnets: []netip.Prefix{netip.MustParsePrefix("10.212.0.0/16")}, Masquerade: true}}
+	known := map[string]Network{"net": {Bridge: "gtnft0", Subnets: []netip.Prefix{netip.MustParsePrefix("10.212.0.0/16")}, Masquerade: true, Direct: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/0")}}}
 	table, err := Open(t.Context(), fmt.Sprintf("gantry-nft-%d", os.Getpid()), filepath.Join(dir, "ports"), known)
 	if err != nil {
 		t.Fatal(err)
