@@ -175,6 +175,8 @@ func eachChange(t *testing.T, f func(t *testing.T, point killpoint.Point) death)
 
 var killPorts = []PortMapping{{Protocol: "tcp", HostPort: 18080, ContainerPort: 80}, {Protocol: "udp", HostPort: 18080, ContainerPort: 53}}
 
+var killLimits = map[string]string{"kubernetes.io/ingress-bandwidth": "100M", "kubernetes.io/egress-bandwidth": "100M"}
+
 // elements counts the elements of the host ports' maps in the kernel.
 func (n *node) elements() (count int) {
 	n.t.Helper()
@@ -239,6 +241,7 @@ func killedInLife(t *testing.T, setUp func(*node), point killpoint.Point) death 
 	n := closedNode(t, dual)
 	setUp(n)
 	pod := n.pod(killPorts...)
+	pod.Annotations = killLimits
 	d := n.kill(job{Config: n.cfg, Pod: pod, Steps: []string{"open", "gc", "attach", "detach", "gc", "teardown"}}, point)
 	n.open()
 	t.Cleanup(n.audit)
@@ -277,6 +280,7 @@ func killedAtStart(t *testing.T, setUp func(*node), point killpoint.Point) death
 	n.open()
 	t.Cleanup(n.audit)
 	lives, dead := n.pod(killPorts...), n.pod(PortMapping{Protocol: "tcp", HostPort: 18081, ContainerPort: 80})
+	lives.Annotations, dead.Annotations = killLimits, killLimits
 	had, err := n.Attach(n.ctx, lives)
 	if err != nil {
 		t.Fatal(err)
@@ -284,7 +288,7 @@ func killedAtStart(t *testing.T, setUp func(*node), point killpoint.Point) death
 	if _, err := n.Attach(n.ctx, dead); err != nil {
 		t.Fatal(err)
 	}
-	elements := n.elements() / 3 * 2 // both families have 3 ports
+	elements, limited := n.elements()/3*2, len(n.ifbs())/2 // both families have 3 ports
 	if err := n.Networks.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -296,6 +300,7 @@ func killedAtStart(t *testing.T, setUp func(*node), point killpoint.Point) death
 	if got := n.elements(); got != elements {
 		t.Errorf("%d elements of host ports, want the %d of the pod that lives", got, elements)
 	}
+	eventually(t, "of the limits' links one is left", func() bool { return len(n.ifbs()) == limited })
 	next := n.pod(PortMapping{Protocol: "tcp", HostPort: 18081, ContainerPort: 80}) // the dead one's
 	got, err := n.Attach(n.ctx, next)
 	if err != nil {
