@@ -48,6 +48,8 @@ type Instance struct {
 	LogDir  string // for the pods' log folders; not audited
 	Bridge  string // of the default network
 
+	Started func(pid int) // unless nil, called when the daemon's process is there, before it is waited for
+
 	bin    string
 	args   []string
 	conn   *grpc.ClientConn
@@ -164,14 +166,17 @@ func (i *Instance) StartDaemon(ctx context.Context) error {
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(i.bin, "gantry"), i.args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	if err := waited.start(cmd); err != nil {
 		return fmt.Errorf("starting gantry: %w", err)
 	}
 	i.cmd, i.exited = cmd, make(chan struct{})
 	go func() {
 		defer close(i.exited)
-		_ = cmd.Wait() // its outcome is in cmd.ProcessState
+		waited.wait(cmd)
 	}()
+	if i.Started != nil {
+		i.Started(cmd.Process.Pid)
+	}
 	if err := i.waitReady(ctx); err != nil {
 		return fmt.Errorf("%w; its log ends:\n%s", err, i.LogTail(30))
 	}

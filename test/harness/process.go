@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,15 +76,45 @@ func descendants(root int) []process {
 	return list
 }
 
+// daemons are the processes that an exec.Cmd of an instance waits for.
+type daemons struct {
+	mu   sync.Mutex
+	pids map[int]bool
+}
+
+var waited = daemons{pids: map[int]bool{}}
+
+// start starts a daemon in a session of its own, as systemd does: what it leaves when it is killed is in there too.
+func (d *daemons) start(cmd *exec.Cmd) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	d.pids[cmd.Process.Pid] = true
+	return nil
+}
+
+// wait returns when the daemon has ended; its outcome is in cmd.ProcessState.
+func (d *daemons) wait(cmd *exec.Cmd) {
+	_ = cmd.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.pids, cmd.Process.Pid)
+}
+
 // Reap collects the dead processes that fell to this subreaper. Those that an exec.Cmd of the tests waits
-// for are in the tests' session; supervisors and containers have sessions of their own.
+// for are in the tests' session, or daemons; what these start, supervisors and containers are in other sessions.
 func Reap() {
 	own, err := unix.Getsid(0)
 	if err != nil {
 		return
 	}
+	waited.mu.Lock()
+	defer waited.mu.Unlock()
 	for _, p := range descendants(os.Getpid()) {
-		if p.zombie && p.parent == os.Getpid() && p.session != own {
+		if p.zombie && p.parent == os.Getpid() && p.session != own && !waited.pids[p.pid] {
 			_, _ = unix.Wait4(p.pid, nil, unix.WNOHANG, nil) // nobody else waits for it
 		}
 	}

@@ -31,27 +31,83 @@ func TestKilledAtChanges(t *testing.T) {
 	for _, op := range []string{"run", "stop", "remove"} {
 		t.Run(op, func(t *testing.T) {
 			n := n.in(t)
-			every, whens := killEvery, []bool{rand.IntN(2) == 0}
-			if os.Getenv("GANTRY_KILL_ALL") != "" {
-				every, whens = 1, []bool{false, true}
-			}
-			first := 1 + rand.IntN(every)
-			for at := first; ; at += every {
-				killed := false
-				for _, after := range whens {
-					r := n.killedAt(op, killpoint.Point{N: at, After: after})
-					killed = killed || r.Killed
-					if t.Failed() {
-						t.Fatalf("killed %v at %s (after it: %v)", r.Killed, r.Last(), after)
-					}
-				}
-				if !killed {
-					t.Logf("survived when it was to be killed at change %d, the first was %d", at, first)
-					return
-				}
-			}
+			eachChange(t, killEvery, func(at killpoint.Point) killpoint.Report { return n.killedAt(op, at) })
 		})
 	}
+}
+
+// eachChange calls f with one change of so many, from a random one on, until it is survived.
+func eachChange(t *testing.T, every int, f func(killpoint.Point) killpoint.Report) {
+	t.Helper()
+	whens := []bool{rand.IntN(2) == 0}
+	if os.Getenv("GANTRY_KILL_ALL") != "" {
+		every, whens = 1, []bool{false, true}
+	}
+	first := 1 + rand.IntN(every)
+	for at := first; ; at += every {
+		killed := false
+		for _, after := range whens {
+			r := f(killpoint.Point{N: at, After: after})
+			killed = killed || r.Killed
+			if t.Failed() {
+				t.Fatalf("killed %v at %s (after it: %v)", r.Killed, r.Last(), after)
+			}
+		}
+		if !killed {
+			t.Logf("survived when it was to be killed at change %d, the first was %d", at, first)
+			return
+		}
+	}
+}
+
+// The daemon is killed while it makes a pod, and killed again while it starts and undoes that. The pod that was ready
+// before keeps its addresses, of the other nothing is left.
+func TestKilledWhileStarting(t *testing.T) {
+	harness.Require(t)
+	killpoint.Require(t)
+	n := newNode(t, harness.Config{Subnets: dual})
+	must(t, n.pod("first", killPorts).remove())
+	eachChange(t, 2*killEvery, func(at killpoint.Point) killpoint.Report {
+		keep, err := n.try("keep", ports(port(runtimeapi.Protocol_TCP, 18081, 80, "")))
+		must(t, err)
+		ips := keep.ips()
+
+		trace, err := killpoint.Attach(n.PID(), killpoint.Point{N: 20 + rand.IntN(30)}) // its network is among these
+		must(t, err)
+		if _, err := n.try("killed", killPorts); err == nil {
+			t.Error("the pod was made")
+		}
+		first, err := trace.End()
+		must(t, err)
+		must(t, n.Kill())
+
+		n.Started = func(pid int) {
+			if trace, err = killpoint.Attach(pid, at); err != nil {
+				t.Error(err)
+			}
+		}
+		err = n.StartDaemon(context.Background())
+		n.Started = nil
+		report, terr := trace.End()
+		must(t, terr)
+		if report.Killed {
+			must(t, n.Kill())
+			err = n.StartDaemon(context.Background())
+		}
+		must(t, err)
+
+		list, err := n.Runtime.ListPodSandbox(n.context(), &runtimeapi.ListPodSandboxRequest{})
+		must(t, err)
+		if items := list.GetItems(); len(items) != 1 || items[0].GetId() != keep.id || items[0].GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+			t.Errorf("killed at %s, then while starting: pods %v", first.Last(), items)
+		}
+		if got := keep.ips(); !slices.Equal(got, ips) {
+			t.Errorf("killed at %s, then while starting: the pod that was ready has %v, and had %v", first.Last(), got, ips)
+		}
+		must(t, keep.remove())
+		must(t, n.Audit())
+		return report
+	})
 }
 
 // killedAt kills the daemon in an operation and requires that all is well afterwards.
