@@ -52,6 +52,8 @@ const (
 	macAnnotation     = "cni.gantry.dev/mac"     // the hardware address of eth0
 	aliasesAnnotation = "cni.gantry.dev/aliases" // names of the pod for plugins that serve names, comma separated
 	maxAliases        = 32
+	ipsAnnotation     = "cni.gantry.dev/ips" // addresses that the pod wants of plugins that let it choose, comma separated
+	maxIPs            = 8
 )
 
 // capabilities are the capability arguments of the pod (https://www.cni.dev/docs/conventions/) that a plugin of the
@@ -130,7 +132,28 @@ func (p Pod) requests() (map[string]any, error) {
 		}
 		caps["aliases"] = names
 	}
+	if value, ok := p.Annotations[ipsAnnotation]; ok {
+		ips := strings.SplitN(value, ",", maxIPs+1)
+		for _, ip := range ips {
+			if !isUnicast(ip) || len(ips) > maxIPs {
+				return nil, fmt.Errorf("annotation %s=%.64q is no list of at most %d addresses, with or without the length of their subnet, with commas between: %w",
+					ipsAnnotation, value, maxIPs, errdefs.ErrInvalidArgument)
+			}
+		}
+		caps["ips"] = ips
+	}
 	return caps, nil
+}
+
+// isUnicast tells 10.86.0.9 and 10.86.0.9/16 from what is no interface's address.
+func isUnicast(s string) bool {
+	addr, err := netip.ParseAddr(s)
+	if strings.Contains(s, "/") {
+		var p netip.Prefix
+		p, err = netip.ParsePrefix(s)
+		addr = p.Addr()
+	}
+	return err == nil && addr.Zone() == "" && !addr.Is4In6() && !addr.IsUnspecified() && !addr.IsLoopback() && !addr.IsMulticast()
 }
 
 var dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)

@@ -38,7 +38,7 @@ func TestCapabilities(t *testing.T) {
 	asks := func() Pod {
 		pod := n.pod(PortMapping{Protocol: "TCP", HostPort: 8080, ContainerPort: 80})
 		pod.DNSServers, pod.CgroupParent = []string{"192.0.2.53"}, "/kubepods/pod7"
-		pod.Annotations = map[string]string{egress: "1G", macAnnotation: "02:00:5E:10:00:01", aliasesAnnotation: "web,db.internal"}
+		pod.Annotations = map[string]string{egress: "1G", macAnnotation: "02:00:5E:10:00:01", aliasesAnnotation: "web,db.internal", ipsAnnotation: "10.9.8.7/24,fd00::7"}
 		return pod
 	}
 	want := map[string]string{
@@ -46,18 +46,19 @@ func TestCapabilities(t *testing.T) {
 		"bandwidth":    `"bandwidth":{"egressBurst":10000000,"egressRate":1000000000}`,
 		"mac":          `"mac":"02:00:5e:10:00:01"`,
 		"aliases":      `"aliases":["web","db.internal"]`,
+		"ips":          `"ips":["10.9.8.7/24","fd00::7"]`,
 		"dns":          `"dns":{"options":null,"searches":null,"servers":["192.0.2.53"]}`,
 		"cgroupPath":   `"cgroupPath":"/kubepods/pod7"`,
 		"ipRanges":     `"ipRanges":[[{"subnet":"10.214.0.0/24"}],[{"subnet":"fd00:214::/64"}]]`,
 		"io.kubernetes.cri.pod-annotations": `"io.kubernetes.cri.pod-annotations":{"cni.gantry.dev/aliases":"web,db.internal",` +
-			`"cni.gantry.dev/mac":"02:00:5E:10:00:01","kubernetes.io/egress-bandwidth":"1G"}`,
+			`"cni.gantry.dev/ips":"10.9.8.7/24,fd00::7","cni.gantry.dev/mac":"02:00:5E:10:00:01","kubernetes.io/egress-bandwidth":"1G"}`,
 	}
 	var all []string
 	for name := range want {
 		all = append(all, name)
 	}
 	n.write("10-x.conflist", n.declaring(all...))
-	n.uses("x8")
+	n.uses("x9")
 	n.attach(asks())
 	if line := n.calls()[0].line; strings.Contains(line, "ipRanges\":[") {
 		t.Errorf("ipRanges are passed before the node has any: %s", line)
@@ -93,6 +94,8 @@ func TestBadAnnotations(t *testing.T) {
 		{macAnnotation, "ff:ff:ff:ff:ff:ff"}, {macAnnotation, "0200.5e10.0001"}, {macAnnotation, "02:00:5e:10:00:00:00:01"},
 		{aliasesAnnotation, ""}, {aliasesAnnotation, "a,"}, {aliasesAnnotation, "a, b"}, {aliasesAnnotation, "A"}, {aliasesAnnotation, "a..b"},
 		{aliasesAnnotation, "-a"}, {aliasesAnnotation, "a\n"}, {aliasesAnnotation, long}, {aliasesAnnotation, strings.Repeat("a,", maxAliases) + "a"},
+		{ipsAnnotation, ""}, {ipsAnnotation, "10.0.0.1,"}, {ipsAnnotation, "10.0.0.1/33"}, {ipsAnnotation, "fe80::1%eth0"}, {ipsAnnotation, "::ffff:10.0.0.1"},
+		{ipsAnnotation, "127.0.0.1/8"}, {ipsAnnotation, "224.0.0.1"}, {ipsAnnotation, "0.0.0.0"}, {ipsAnnotation, strings.Repeat("10.0.0.1,", maxIPs) + "10.0.0.2"},
 		{aliasesAnnotation, strings.Repeat("a.", 127)}, {ingress, "999"}, {ingress, "1.001P"}, {egress, "10 M"}, {egress, ""}, {egress, "-1M"},
 	} {
 		pod := n.pod()
