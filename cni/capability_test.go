@@ -189,9 +189,14 @@ func TestIPRanges(t *testing.T) {
 	if _, err := n.Attach(n.ctx, n.pod()); !errors.Is(err, errdefs.ErrUnavailable) || !strings.Contains(err.Error(), "pod CIDR") {
 		t.Errorf("%v, want unavailable", err)
 	}
+	eventually(t, "the network is not ready for want of a pod CIDR", func() bool {
+		err := n.Status()
+		return errors.Is(err, errdefs.ErrUnavailable) && strings.Contains(err.Error(), "pod CIDR")
+	})
 	if err := n.SetPodCIDR("10.214.0.0/24"); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the network is ready", func() bool { return n.Status() == nil })
 	pod := n.pod()
 	if ip := n.attach(pod); ip != netip.MustParseAddr("10.214.0.2") {
 		t.Errorf("%s is not of the pod CIDR", ip)

@@ -54,16 +54,21 @@ func parseList(data []byte) (*libcni.NetworkConfigList, error) {
 			if i > 0 {
 				return nil, fmt.Errorf("plugin %d: %s must be the first of its list", i, bridge.Type)
 			}
-			named, err := libcni.InjectConf(p, map[string]any{"name": list.Name})
-			if err != nil {
-				return nil, err
-			}
-			if _, err := bridge.Parse(named.Bytes); err != nil {
+			if _, err := parseBridge(list); err != nil {
 				return nil, err
 			}
 		}
 	}
 	return list, nil
+}
+
+// parseBridge reads the configuration of gantry-bridge, which is the first plugin of the list.
+func parseBridge(list *libcni.NetworkConfigList) (*bridge.Config, error) {
+	named, err := libcni.InjectConf(list.Plugins[0], map[string]any{"name": list.Name})
+	if err != nil {
+		return nil, err
+	}
+	return bridge.Parse(named.Bytes)
 }
 
 // parseHead reads a list that may lack plugins. Its name can be a file's.

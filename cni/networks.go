@@ -163,6 +163,7 @@ func (n *Networks) SetPodCIDR(cidrs string) error {
 		return fmt.Errorf("remembering pod CIDR %q: %w", cidrs, err)
 	}
 	n.podCIDR, n.defaultList = subnets, nil
+	signal(n.reloaded) // the network may have waited for it
 	return nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cni/internal/bridge"
 )
 
 // Status is nil when pods can be attached, else the reason (ErrUnavailable): of the configuration, or what a plugin
@@ -63,8 +65,13 @@ var meanings = map[uint]string{
 }
 
 // usable looks for the program of every plugin: what a missing one, or one that is not for the list's version, keeps ADD
-// from, it would keep DEL from undoing.
+// from, it would keep DEL from undoing. And a list that has no addresses but the node's must know these.
 func (n *Networks) usable(ctx context.Context, list *libcni.NetworkConfigList) error {
+	if has(list, "ipRanges") && len(n.knownPodCIDR()) == 0 && list.Plugins[0].Network.Type == bridge.Type {
+		if cfg, err := parseBridge(list); err != nil || len(cfg.Ranges) == 0 {
+			return errors.Join(err, fmt.Errorf("network %s has the node's pod CIDR for its addresses, which the kubelet has not told yet: %w", list.Name, errdefs.ErrUnavailable))
+		}
+	}
 	for _, p := range list.Plugins {
 		path, err := n.exec.FindInPath(p.Network.Type, n.cfg.BinDirs)
 		if err == nil {
