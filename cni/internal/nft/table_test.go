@@ -43,14 +43,19 @@ func TestIntervals(t *testing.T) {
 	}
 }
 
-func newTable(t *testing.T, dir string) *Table {
-	t.Helper()
+func needRoot(tb testing.TB) {
+	tb.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("needs root to make nftables tables; CI must run it as root")
+			tb.Fatal("needs root to make nftables tables; CI must run it as root")
 		}
-		t.Skip("needs root to make nftables tables")
+		tb.Skip("needs root to make nftables tables")
 	}
+}
+
+func newTable(t testing.TB, dir string) *Table {
+	t.Helper()
+	needRoot(t)
 	known := map[string]Network{"net": {Bridge: "gtnft0", Subnets: []netip.Prefix{netip.MustParsePrefix("10.212.0.0/16")}, Masquerade: true, Direct: []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("::/0")}}}
 	table, err := Open(t.Context(), fmt.Sprintf("gantry-nft-%d", os.Getpid()), filepath.Join(dir, "ports"), known)
 	if err != nil {
