@@ -81,8 +81,8 @@ func TestHostPortTaken(t *testing.T) {
 		"all-of-one-address": ports(port(udp, 18081, 53, "0.0.0.0")),
 	} {
 		_, err := n.try(name, change)
-		if status.Code(err) != codes.AlreadyExists || !strings.Contains(err.Error(), holder.id) || !strings.Contains(err.Error(), "1808") {
-			t.Errorf("%s: %v, want AlreadyExists with the port and its holder %s", name, err, holder.id)
+		if status.Code(err) != codes.AlreadyExists || !strings.Contains(err.Error(), "net/holder ("+holder.id+")") || !strings.Contains(err.Error(), "1808") {
+			t.Errorf("%s: %v, want AlreadyExists with the port and its holder net/holder (%s)", name, err, holder.id)
 		}
 	}
 	n.pod("others", ports(port(udp, 18080, 80, ""), port(udp, 18081, 53, "192.0.2.2"), port(tcp, 18079, 80, ""))) // nothing of those refused is kept
