@@ -290,7 +290,7 @@ func (i *Instance) SupervisorPIDs() []int {
 // with its sets of subnets stay until the daemon ends; the elements of a pod must not.
 func (i *Instance) Audit() error { return i.audit(i.idle, networkOfNode, "with every pod removed") }
 
-var networkOfNode = regexp.MustCompile(`^(link gtest\d+ \(bridge\)|nftables table .*|nftables element \w+ in set (bridges|pods|masq).*)$`)
+var networkOfNode = regexp.MustCompile(`^(link gtest\d+ \(bridge\)|nftables table .*|nftables element \w+ in set (bridges|pods|masq|direct).*)$`)
 
 // audit waits until nothing is beyond base but what allowed matches.
 func (i *Instance) audit(base snapshot, allowed *regexp.Regexp, when string) error {
