@@ -207,7 +207,11 @@ func (p *Plugin) link(ns *os.File, args Args, cfg *Config, br bridgeLink, addrs 
 	if err := v.create(p.host); err != nil {
 		return fmt.Errorf("making link %s on bridge %s: %w", v.host, cfg.Bridge, err)
 	}
-	if err := v.configure(addrs, cfg.podRoutes(addrs)); err != nil {
+	err := v.configure(addrs, cfg.podRoutes(addrs))
+	if err == nil && cfg.Announce {
+		err = learn(p.host, br.index, addrs, v.mac)
+	}
+	if err != nil {
 		err = errors.Join(fmt.Errorf("configuring %s of the pod: %w", v.pod, err), p.RemoveLink(args.ContainerID))
 		if cfg.Bandwidth.EgressRate > 0 {
 			err = errors.Join(err, deleteLink(p.host, v.shape.ifb))
