@@ -17,7 +17,7 @@ const maxSoFar = 64 << 10
 // keeps: a plugin's DEL may need it to find what its ADD made (the firewall plugin's rules have addresses).
 func (n *Networks) addChain(ctx context.Context, pod string, a *attachment, netns string) (types.Result, error) {
 	if builtIn(a.list) {
-		return n.libcni.AddNetworkList(ctx, a.list, a.runtimeConf(pod, netns))
+		return n.within.AddNetworkList(ctx, a.list, a.runtimeConf(pod, netns))
 	}
 	left := len(a.list.Plugins)
 	chain := libcni.NewCNIConfigWithCacheDir(n.cfg.BinDirs, n.cfg.StateDir, recording{n.exec, func(result json.RawMessage) error {
@@ -29,6 +29,15 @@ func (n *Networks) addChain(ctx context.Context, pod string, a *attachment, netn
 		return n.save(pod, &next)
 	}})
 	return chain.AddNetworkList(ctx, a.list, a.runtimeConf(pod, netns))
+}
+
+// chain runs a list with the cache that is its. A new file in StateDir costs more than all else that Gantry does for a
+// pod, where the disk is busy.
+func (n *Networks) chain(list *libcni.NetworkConfigList) *libcni.CNIConfig {
+	if builtIn(list) {
+		return n.within
+	}
+	return n.libcni
 }
 
 // recording tells the results of plugins.
@@ -69,5 +78,5 @@ func (n *Networks) delChain(ctx context.Context, pod string, a *attachment, netn
 		}
 		list = &undo
 	}
-	return n.libcni.DelNetworkList(ctx, list, a.runtimeConf(pod, netns))
+	return n.chain(list).DelNetworkList(ctx, list, a.runtimeConf(pod, netns))
 }

@@ -34,7 +34,7 @@ func (n *Networks) check(ctx context.Context, pod string) error {
 	if a == nil || n.retries.has(pod) || !atLeast(a.list, "0.4.0") || a.list.DisableCheck {
 		return nil
 	}
-	err := n.libcni.CheckNetworkList(yielding, a.list, a.runtimeConf(pod, a.NetNS))
+	err := n.chain(a.list).CheckNetworkList(yielding, a.list, a.runtimeConf(pod, a.NetNS))
 	if context.Cause(yielding) == errYielded {
 		return nil
 	}

@@ -41,7 +41,8 @@
 // # Files below Config.StateDir
 //
 //	attachments                       journal of the records: configuration and arguments of each pod's ADD
-//	results/<network>-<pod id>-eth0   libcni's cache: the result of the ADD, prevResult of the DEL
+//	results/<network>-<pod id>-eth0   libcni's cache: the result of the ADD, prevResult of the DEL;
+//	                                  of lists that are built in it is below Config.RunDir
 //	networks/, ports                  gantry-bridge's, see internal/bridge
 //	pod-cidr                          what SetPodCIDR got
 //	*.damaged                         what could not be read, set aside

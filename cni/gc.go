@@ -105,21 +105,27 @@ func (n *Networks) adoptCached() error {
 
 // dropCached removes the files of libcni's cache that belong to no attached pod: DEL removes only what it can read.
 func (n *Networks) dropCached() error {
-	dir := filepath.Join(n.cfg.StateDir, "results")
-	files, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading libcni's cache: %w", err)
-	}
 	want := map[string]bool{}
 	for _, id := range n.attached() {
 		if a := n.attachment(id); a != nil {
-			want[filepath.Base(n.resultFile(id, a))] = true
+			want[n.resultFile(id, a)] = true
 		}
 	}
 	var errs []error
-	for _, f := range files {
-		if !want[f.Name()] {
-			errs = append(errs, os.Remove(filepath.Join(dir, f.Name())))
+	for _, dir := range []string{n.cfg.StateDir, n.cfg.RunDir} {
+		dir = filepath.Join(dir, "results")
+		files, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("reading libcni's cache: %w", err))
+		}
+		for _, f := range files {
+			path := filepath.Join(dir, f.Name())
+			if want[path] {
+				continue
+			}
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)

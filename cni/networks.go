@@ -27,6 +27,7 @@ type Config struct {
 	ConfDir            string         // CNI configuration files, e.g. /etc/cni/net.d; need not exist
 	BinDirs            []string       // where plugin executables are looked for, in order
 	StateDir           string         // leases, records and libcni's cache; survives the daemon
+	RunDir             string         // libcni's cache for lists that are built in, which do without after a reboot; "" = StateDir
 	Bridge             string         // bridge of the default network; "" = gantry0
 	Subnets            []netip.Prefix // pod addresses of the default network, one per family; empty = 10.86.0.0/16
 	NonMasqueradeCIDRs []netip.Prefix // what pods of the default network reach with their own address, beside each other
@@ -70,6 +71,7 @@ type Networks struct {
 	bridge  *bridge.Plugin
 	exec    *plugins
 	libcni  *libcni.CNIConfig
+	within  *libcni.CNIConfig // the same for lists that are built in
 
 	pace     pace
 	calls    *calls
@@ -94,6 +96,7 @@ type Networks struct {
 // Open reads the state and the configuration, and starts to watch the configuration directory until Close. A bad
 // configuration file is no error: Status tells it. A damaged record is set aside.
 func Open(ctx context.Context, cfg Config) (*Networks, error) {
+	cfg.RunDir = orDefault(cfg.RunDir, cfg.StateDir)
 	cfg.Bridge, cfg.Table = orDefault(cfg.Bridge, "gantry0"), orDefault(cfg.Table, "gantry")
 	if len(cfg.Subnets) == 0 {
 		cfg.Subnets = []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")}
@@ -119,6 +122,7 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 	}
 	n.exec = &plugins{bridge: n.bridge}
 	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, verbs{n.exec})
+	n.within = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.RunDir, verbs{n.exec})
 	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() time.Duration { return n.reload(ctx) }); err != nil {
 		return nil, errors.Join(err, n.bridge.Close(), n.journal.Close())
 	}

@@ -53,7 +53,11 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 
 // resultFile is where libcni caches the result of a pod's ADD.
 func (n *Networks) resultFile(pod string, a *attachment) string {
-	return filepath.Join(n.cfg.StateDir, "results", a.list.Name+"-"+pod+"-"+ifName)
+	dir := n.cfg.StateDir
+	if builtIn(a.list) {
+		dir = n.cfg.RunDir
+	}
+	return filepath.Join(dir, "results", a.list.Name+"-"+pod+"-"+ifName)
 }
 
 type orphan struct {

@@ -62,7 +62,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	}
 	defer closing(&err, images.Close)
 	networks, err := cni.Open(detached, cni.Config{
-		ConfDir: cfg.CNI.ConfDir, BinDirs: cfg.CNI.BinDirs, StateDir: filepath.Join(cfg.Root, "cni"),
+		ConfDir: cfg.CNI.ConfDir, BinDirs: cfg.CNI.BinDirs, StateDir: filepath.Join(cfg.Root, "cni"), RunDir: filepath.Join(cfg.Run, "cni"),
 		Bridge: cfg.Network.Bridge, Subnets: cfg.Network.Subnets, NonMasqueradeCIDRs: cfg.Network.NonMasqueradeCIDRs, NoDefault: cfg.Network.Default == config.NetworkNone, Table: cfg.Network.Table,
 	})
 	if err != nil {

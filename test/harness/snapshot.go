@@ -119,7 +119,7 @@ func (s snapshot) processes() error {
 var (
 	lastingTrees = regexp.MustCompile(`^(logs|certs\.d|net\.d|root/images|run/podinit)$`)
 	lastingFiles = regexp.MustCompile(`^(gantry\.log|run/supervisor/(supervisor\.log|lock|start\.lock|supervisor\.sock|containers|staging|staging/\d+|quarantine)` +
-		`|run/runtimes/[a-z0-9]+|root/(pods|containers)/spare-\d+|root/cni/(results|ports|attachments|networks|pod-cidr)|root/cni/networks/[^/]+(/network\.json|/leases(/lock)?)?)$`)
+		`|run/runtimes/[a-z0-9]+|run/cni|run/cni/results|root/(pods|containers)/spare-\d+|root/cni/(results|ports|attachments|networks|pod-cidr)|root/cni/networks/[^/]+(/network\.json|/leases(/lock)?)?)$`)
 )
 
 // files lists what is below folder, but not what is in file systems mounted there: the mount is listed.
