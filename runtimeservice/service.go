@@ -137,6 +137,8 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	following, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
 	s.tasks.Go(func() { c.followExits(following) })
+	s.tasks.Go(func() { c.podStore.KeepSpare(following) })
+	s.tasks.Go(func() { c.ctrStore.KeepSpare(following) })
 	c.settle(ctx)
 	return s, nil
 }

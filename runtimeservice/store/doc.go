@@ -4,7 +4,7 @@
 //	<root>/pods/<id>.json
 //	<root>/containers/<id>.json
 //	<root>/{pods,containers}/<id>.tmp             the version before, exchanged for the next
-//	<root>/{pods,containers}/spare-<n>            emptied files of deleted records, for new ones; not kept at start
+//	<root>/{pods,containers}/spare-<n>            empty files for new records, some of them deleted ones'; not kept at start
 //	<root>/quarantine/<kind>-<id>.json-<time>   records that could not be read
 //
 // FORMAT.md describes the files. A record is written before the first change

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,16 +23,19 @@ const (
 	maxRecord = 64 << 20
 )
 
-// maxSpare is how many emptied files wait for the records to come.
-const maxSpare = 128
+// How many empty files wait for the records to come: at least, by KeepSpare, and
+// at most, of records that were deleted.
+const minSpare, maxSpare = 32, 128
 
 // Dir is the directory of one kind of record. Its methods may be called
 // concurrently for different ids; calls for the same id must not overlap.
 type Dir[T any] struct {
 	path, quarantine string
 
+	few chan struct{} // tells KeepSpare that there are fewer than minSpare
+
 	mu     sync.Mutex
-	spare  []string // paths of files that were records
+	spare  []string // paths of empty files
 	spares int      // numbers them
 }
 
@@ -43,7 +47,7 @@ type envelope[T any] struct {
 
 // Open makes the directory root/kind if it is missing.
 func Open[T any](root, kind string) (*Dir[T], error) {
-	d := &Dir[T]{path: filepath.Join(root, kind), quarantine: filepath.Join(root, "quarantine")}
+	d := &Dir[T]{path: filepath.Join(root, kind), quarantine: filepath.Join(root, "quarantine"), few: make(chan struct{}, 1)}
 	if err := os.MkdirAll(d.path, 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of the records: %w", err)
 	}
@@ -198,8 +202,7 @@ func (d *Dir[T]) discard(path string) error {
 		}
 		return err
 	}
-	d.spares++
-	spare := filepath.Join(d.path, fmt.Sprintf("spare-%d", d.spares))
+	spare := d.nextSpare()
 	switch err := unix.Rename(path, spare); {
 	case errors.Is(err, unix.ENOENT):
 		return nil
@@ -214,10 +217,66 @@ func (d *Dir[T]) discard(path string) error {
 	return nil
 }
 
+// nextSpare names the next spare file. mu is held.
+func (d *Dir[T]) nextSpare() string {
+	d.spares++
+	return filepath.Join(d.path, fmt.Sprintf("spare-%d", d.spares))
+}
+
+// KeepSpare makes empty files until ctx ends, so that some are ready however
+// many pods come and none goes. Call it after Load.
+func (d *Dir[T]) KeepSpare(ctx context.Context) {
+	for {
+		for d.makeSpare() {
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.few:
+		}
+	}
+}
+
+// makeSpare makes a spare file if there are too few. Failing is no error: the
+// record that finds none makes its own file, and says why if it cannot.
+func (d *Dir[T]) makeSpare() bool {
+	d.mu.Lock()
+	if len(d.spare) >= minSpare {
+		d.mu.Unlock()
+		return false
+	}
+	spare := d.nextSpare()
+	d.mu.Unlock()
+	if err := d.makeFile(spare); err != nil {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.spare = append(d.spare, spare)
+	return true
+}
+
+// makeFile makes an empty file. The slow part, finding an inode, is done before
+// the file has a name, without the directory's lock, which the records need.
+func (d *Dir[T]) makeFile(path string) error {
+	fd, err := unix.Open(d.path, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil { // not every file system has it
+		return writeOver(path, nil, unix.O_CREAT|unix.O_EXCL)
+	}
+	defer unix.Close(fd)
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+}
+
 // reuse makes a spare file the shadow, if there is one.
 func (d *Dir[T]) reuse(shadow string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if len(d.spare) <= minSpare {
+		select {
+		case d.few <- struct{}{}:
+		default: // it knows
+		}
+	}
 	if len(d.spare) == 0 {
 		return nil
 	}

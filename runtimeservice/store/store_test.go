@@ -1,13 +1,16 @@
 package store
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -296,5 +299,48 @@ func BenchmarkPut(b *testing.B) {
 		if err := d.Put("c", sample()); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestSpareFilesAreMadeAhead takes every spare file there is, and others come; each serves one record.
+func TestSpareFilesAreMadeAhead(t *testing.T) {
+	root := t.TempDir()
+	d, err := Open[Container](root, "containers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { d.KeepSpare(ctx) })
+	spares := func() int {
+		found, err := filepath.Glob(filepath.Join(root, "containers", "spare-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	want := map[string]bool{}
+	for round := range 3 {
+		for deadline := time.Now().Add(30 * time.Second); spares() < minSpare; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: %d spare files, want %d", round, spares(), minSpare)
+			}
+		}
+		for i := range minSpare {
+			id := fmt.Sprintf("c%d-%d", round, i)
+			want[id] = true
+			if err := d.Put(id, sample()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cancel()
+	wg.Wait()
+	got, damaged, err := d.Load()
+	if err != nil || len(damaged) > 0 || len(got) != len(want) {
+		t.Errorf("loaded %d records, want %d; %v, %v", len(got), len(want), damaged, err)
+	}
+	if n := spares(); n > 0 {
+		t.Errorf("%d spare files after Load", n)
 	}
 }
