@@ -17,7 +17,7 @@ func (n *Networks) collect(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := n.collectOne(ctx, list); err != nil {
+		if err := n.collectOne(ctx, list); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Plugins could not release what no pod has, the next start tries again", "network", list.Name)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
 )
 
@@ -21,34 +22,41 @@ func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
 		live[id] = true
 	}
 	errs := []error{n.adoptCached()}
-	var dead []string
+	detached := 0
 	for _, id := range n.attached() {
-		if !live[id] {
-			dead = append(dead, id)
+		if live[id] {
+			continue
 		}
-	}
-	for _, id := range dead {
 		if err := n.detach(ctx, id, ""); err != nil {
 			errs = append(errs, fmt.Errorf("detaching pod %s, which is gone: %w", id, err))
 			live[id] = n.attachment(id) != nil // its next try needs what is left
+			continue
 		}
+		detached++
 	}
 	n.start.end()
-	if len(dead) > 0 {
-		klog.FromContext(ctx).Info("Detached pods that are gone", "pods", len(dead))
+	if detached > 0 {
+		klog.FromContext(ctx).Info("Detached pods that are gone", "pods", detached)
 	}
 	errs = append(errs, n.dropCached())
 	// Where there was no configuration and no state of it, the built-in network touches nothing.
 	errs = append(errs, n.bridge.Sweep(ctx, live))
-	select {
-	case <-n.settled: // of a GC before, which this one supersedes
-	default:
-	}
-	n.settled <- n.unknown(livePodIDs)
+	n.settle(n.unknown(livePodIDs))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("releasing networks of pods that are gone: %w", err)
 	}
 	return nil
+}
+
+// settle begins what follows a GC; it takes the place of what another GC has begun so and nobody has come to yet.
+func (n *Networks) settle(unknown error) {
+	for {
+		select {
+		case n.settled <- unknown:
+			return
+		case <-n.settled:
+		}
+	}
 }
 
 // unknown tells why the attachments of live pods are not all known, nil when they are.
@@ -83,9 +91,13 @@ func (n *Networks) followGC(ctx context.Context) {
 
 // adoptCached makes a record of what only libcni's cache knows of, so that it can be detached.
 func (n *Networks) adoptCached() error {
-	cached, err := n.libcni.GetCachedAttachments("")
-	if err != nil {
-		return fmt.Errorf("reading libcni's cache: %w", err)
+	var cached []*libcni.NetworkAttachment
+	for _, cache := range []*libcni.CNIConfig{n.libcni, n.within} {
+		some, err := cache.GetCachedAttachments("")
+		if err != nil {
+			return fmt.Errorf("reading libcni's cache: %w", err)
+		}
+		cached = append(cached, some...)
 	}
 	for _, c := range cached {
 		if n.attachment(c.ContainerID) != nil || c.IfName != ifName {
@@ -105,27 +117,30 @@ func (n *Networks) adoptCached() error {
 
 // dropCached removes the files of libcni's cache that belong to no attached pod: DEL removes only what it can read.
 func (n *Networks) dropCached() error {
-	want := map[string]bool{}
+	var errs []error
+	var files []string
+	for _, dir := range []string{n.cfg.StateDir, n.cfg.RunDir} {
+		dir = filepath.Join(dir, "results")
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("reading libcni's cache: %w", err))
+		}
+		for _, e := range entries {
+			files = append(files, filepath.Join(dir, e.Name()))
+		}
+	}
+	want := map[string]bool{} // a pod has its record before its file
 	for _, id := range n.attached() {
 		if a := n.attachment(id); a != nil {
 			want[n.resultFile(id, a)] = true
 		}
 	}
-	var errs []error
-	for _, dir := range []string{n.cfg.StateDir, n.cfg.RunDir} {
-		dir = filepath.Join(dir, "results")
-		files, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("reading libcni's cache: %w", err))
+	for _, path := range files {
+		if want[path] {
+			continue
 		}
-		for _, f := range files {
-			path := filepath.Join(dir, f.Name())
-			if want[path] {
-				continue
-			}
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				errs = append(errs, err)
-			}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a DEL may have removed it
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
