@@ -20,6 +20,9 @@ import (
 // undoTimeout bounds the DEL of a failed ADD, which runs whether the caller still waits or not.
 const undoTimeout = 30 * time.Second
 
+// maxAddresses bounds what a pod has by a plugin's result; the kubelet looks at two.
+const maxAddresses = 64
+
 // Attach gives the pod its network and its loopback. When it returns an error, or ctx ends, everything that was done
 // is undone before it returns; where the undoing fails too, both errors are returned and it is tried again in the
 // background and by Detach. A pod that is attached already is ErrAlreadyExists, a network without a valid configuration
@@ -72,7 +75,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 	}
 	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	if undone := n.del(undo, pod.ID, a, pod.NetNS); undone != nil {
+	if undone := n.del(undo, pod.ID, pod.NetNS); undone != nil {
 		return Result{}, errors.Join(err, fmt.Errorf("undoing it: %w", undone))
 	}
 	// The namespace may be used again for the next try, so its interface must not wait for the namespace's end.
@@ -137,9 +140,12 @@ func podResult(raw types.Result) (Result, error) {
 		if addr = addr.Unmap(); !ok || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() {
 			return Result{}, fmt.Errorf("the plugins' result has address %q, which is no pod's", ip.Address.String())
 		}
-		if !slices.Contains(ips, addr) {
+		if !slices.Contains(ips, addr) && len(ips) <= maxAddresses {
 			ips = append(ips, addr)
 		}
+	}
+	if len(ips) > maxAddresses {
+		return Result{}, fmt.Errorf("the plugins' result has more addresses of %s than %d", ifName, maxAddresses)
 	}
 	if len(ips) == 0 {
 		return Result{}, fmt.Errorf("the plugins' result has no address of %s", ifName)
@@ -160,30 +166,32 @@ func (n *Networks) Detach(ctx context.Context, pod Pod) error {
 }
 
 func (n *Networks) detach(ctx context.Context, pod, netns string) error {
+	ctx, done := n.start.spend(ctx) // the wait for a DEL in the background counts too
+	defer done()
 	unlock, err := n.calls.lock(ctx, pod)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	return n.del(ctx, pod, netns)
+}
+
+// del runs the chain's DEL and removes the record, if there is one; the caller has locked the pod. The namespace is that
+// of the record where netns is empty, and one that is gone is passed as empty, as the specification has it for DEL.
+// What fails is tried again in the background.
+func (n *Networks) del(ctx context.Context, pod, netns string) error {
 	a := n.attachment(pod)
 	if a == nil {
+		n.retries.drop(ctx, pod)
 		return nil
 	}
 	if netns == "" {
 		netns = a.NetNS
 	}
-	ctx, done := n.start.spend(ctx)
-	defer done()
-	return n.del(ctx, pod, a, netns)
-}
-
-// del runs the chain's DEL and removes the record. A namespace that is gone is passed as empty, as the specification
-// has it for DEL. What fails is tried again in the background.
-func (n *Networks) del(ctx context.Context, pod string, a *attachment, netns string) error {
 	if !isNamespace(netns) {
 		netns = ""
 	}
-	err := n.delChain(ctx, pod, n.attachment(pod), netns)
+	err := n.delChain(ctx, pod, a, netns)
 	if err == nil {
 		err = n.forget(pod)
 	}

@@ -138,14 +138,9 @@ func (n *Networks) retry(ctx context.Context, pod string) {
 		return
 	}
 	defer unlock()
-	a := n.attachment(pod)
-	if a == nil {
-		n.retries.drop(ctx, pod)
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, n.pace.del)
 	defer cancel()
-	_ = n.del(ctx, pod, a, a.NetNS) // which notes how it went
+	_ = n.del(ctx, pod, "") // which notes how it went
 }
 
 // signal makes a channel of capacity 1 readable.

@@ -149,7 +149,9 @@ func TestStartIsBounded(t *testing.T) {
 	n.restart()
 	ended := make(chan [2]error, 1)
 	go func() {
-		ended <- [2]error{n.Detach(context.Background(), pods[0]), n.GC(context.Background(), nil)} // one pod was being stopped
+		one := n.Detach(context.Background(), pods[0]) // which was being stopped
+		eventually(t, "it is tried in the background", func() bool { return n.count("DEL") == 2 })
+		ended <- [2]error{one, n.GC(context.Background(), nil)}
 	}()
 	eventually(t, "the start is over", func() bool { return len(ended) == 1 })
 	if errs := <-ended; errs[0] == nil || errs[1] == nil {
