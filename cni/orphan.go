@@ -33,6 +33,7 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 		return nil
 	}
 	deadline := time.Now().Add(orphanTimeout)
+	told := map[int]bool{}
 	for {
 		left, err := orphans(cutOff)
 		if err != nil || len(left) == 0 {
@@ -42,7 +43,10 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 			return fmt.Errorf("%d plugins of an earlier process do not end", len(left))
 		}
 		for _, o := range left {
-			klog.FromContext(ctx).Info("Ended a CNI plugin that a killed daemon had left in its ADD", "pod", o.pod, "pid", o.pid)
+			if !told[o.pid] {
+				told[o.pid] = true
+				klog.FromContext(ctx).Info("Ended a CNI plugin that a killed daemon had left in its ADD", "podID", o.pod, "pid", o.pid)
+			}
 			if err := unix.Kill(-o.group, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("ending CNI plugin %d of an earlier process: %w", o.pid, err)
 			}

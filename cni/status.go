@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
@@ -28,6 +30,7 @@ func (n *Networks) Status() error {
 func (n *Networks) Ask(ctx context.Context) error {
 	c := n.conf.Load()
 	if c.err != nil {
+		n.verdict.Store(&c.err) // until the plugins of the next network have answered
 		return c.err
 	}
 	list, err := n.list()
@@ -86,16 +89,28 @@ func (n *Networks) usable(ctx context.Context, list *libcni.NetworkConfigList) e
 
 // unasked is the verdict before the first answer.
 func (n *Networks) unasked() error {
-	if c := n.conf.Load(); c.list != nil && !builtIn(c.list) {
+	c := n.conf.Load()
+	if c.list != nil && !builtIn(c.list) {
 		return fmt.Errorf("network %s is not ready: its plugins have not answered yet: %w", c.list.Name, errdefs.ErrUnavailable)
 	}
-	return nil
+	return c.err
 }
 
 // atLeast tells whether the list is of a version of the specification or a later one.
 func atLeast(list *libcni.NetworkConfigList, v string) bool {
 	ok, err := version.GreaterThanOrEqualTo(list.CNIVersion, v)
 	return err == nil && ok
+}
+
+// withoutDigits makes reasons equal that differ only in a time, a port or a process id: a plugin would else have a line
+// of the log each time that it is asked.
+func withoutDigits(reason string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsDigit(r) {
+			return -1
+		}
+		return r
+	}, reason)
 }
 
 // followStatus asks again and again until ctx ends: at once when the configuration changes. The verdict on the network
@@ -112,7 +127,7 @@ func (n *Networks) followStatus(ctx context.Context) {
 		if err != nil {
 			wait, reason = n.pace.askNotReady, err.Error()
 		}
-		if reason != logged && n.conf.Load().err == nil { // that is logged where it is read
+		if withoutDigits(reason) != withoutDigits(logged) && n.conf.Load().err == nil { // that is logged where it is read
 			if logged = reason; err != nil {
 				logger.Error(err, "Network is not ready")
 			} else {

@@ -147,6 +147,27 @@ func TestStatusOfTheNext(t *testing.T) {
 	n.becomes()
 }
 
+// TestStatusOfTheFirst does not call a network ready whose plugins have not answered, as there was none before.
+func TestStatusOfTheFirst(t *testing.T) {
+	n := newNode(t, func(c *Config) { c.NoDefault = true })
+	n.install("testplugin")
+	n.turn("STATUS", "hang")
+	n.write("10-x.conflist", n.of("1.1.0", "first", ""))
+	n.uses("first")
+	if err := n.Status(); err == nil || !strings.Contains(err.Error(), "no CNI configuration") {
+		t.Errorf("status %v, want that of before", err)
+	}
+}
+
+func TestWithoutDigits(t *testing.T) {
+	if a, b := withoutDigits("read tcp 127.0.0.1:54321: reset at 12:00"), withoutDigits("read tcp 127.0.0.1:1022: reset at 9:31"); a != b {
+		t.Errorf("%q and %q differ", a, b)
+	}
+	if withoutDigits("a is not in 1") == withoutDigits("b is not in 1") {
+		t.Error("other reasons are equal")
+	}
+}
+
 // TestRepairOfTheTable brings host ports back after nft flush ruleset.
 func TestRepairOfTheTable(t *testing.T) {
 	n := newNode(t, hasty)

@@ -31,6 +31,7 @@ func watch(ctx context.Context, dir string, look func() time.Duration) (stop fun
 	go func() {
 		defer close(done)
 		buf := make([]byte, 16<<10)
+		armed := true
 		for {
 			err := f.SetReadDeadline(time.Now().Add(again))
 			if err == nil {
@@ -43,9 +44,11 @@ func watch(ctx context.Context, dir string, look func() time.Duration) (stop fun
 				return
 			}
 			// What happened does not matter: first the watch for later changes, then a look at what is there.
-			if err := w.arm(); err != nil {
-				klog.FromContext(ctx).Error(err, "Cannot watch the CNI configuration, restart to see changes", "path", dir)
+			err = w.arm()
+			if err != nil && armed {
+				klog.FromContext(ctx).Error(err, "Cannot watch the CNI configuration, changes are seen late", "path", dir)
 			}
+			armed = err == nil
 			again = look()
 		}
 	}()
