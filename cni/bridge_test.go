@@ -55,7 +55,11 @@ func listen(tb testing.TB, ns, network, address string) netip.AddrPort {
 				if err != nil {
 					return
 				}
+				_ = c.(*net.TCPConn).SetLinger(0) // see ask
+				_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+				_, _ = c.Read(make([]byte, 1))
 				fmt.Fprintln(c, c.RemoteAddr())
+				_, _ = c.Read(make([]byte, 1)) // until the other end is closed
 				c.Close()
 			}
 		}()
@@ -82,6 +86,9 @@ func ask(tb testing.TB, ns, network string, to netip.AddrPort, wait time.Duratio
 			return nil
 		}
 		defer c.Close()
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // the end that is under way when a link goes would keep the namespace for minutes
+		}
 		_ = c.SetDeadline(time.Now().Add(wait))
 		_, _ = c.Write([]byte("x"))
 		line, derr := bufio.NewReader(c).ReadString('\n')

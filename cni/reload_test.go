@@ -24,7 +24,7 @@ func (n *node) usesText(text string) {
 func TestPodsKeepTheirConfiguration(t *testing.T) {
 	n := newNode(t, hasty)
 	n.install("testplugin")
-	for name, change := range map[string]func(path string) string{
+	for name, change := range map[string]func(path string) string{ // in any order
 		"network has another name": func(string) string { n.write("10-x.conflist", n.conflist("other", nil, nil)); return `"other"` },
 		"chain has one plugin":     func(string) string { n.write("10-x.conflist", n.conflist("outer", nil)); return `"outer"` },
 		"file is gone": func(path string) string {
@@ -40,6 +40,9 @@ func TestPodsKeepTheirConfiguration(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if err := os.RemoveAll(filepath.Join(n.cfg.ConfDir, "20-y.conflist")); err != nil { // of another change
+				t.Fatal(err)
+			}
 			n.write("10-x.conflist", n.conflist("outer", map[string]string{"ADD": "ok", "before": name}, nil))
 			n.usesText(name)
 			pod := n.joined(name)

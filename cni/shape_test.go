@@ -81,7 +81,9 @@ func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) 
 	start := time.Now()
 	inNS(t, from, func() (err error) { c, err = net.DialTimeout("tcp", l.Addr().String(), 10*time.Second); return err })
 	_ = c.(*net.TCPConn).SetLinger(0) // what is not sent yet would keep the namespace alive
-	go func() {
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	sending.Go(func() {
 		defer c.Close()
 		_ = c.SetWriteDeadline(start.Add(while))
 		for buf := make([]byte, 64<<10); ; {
@@ -89,12 +91,13 @@ func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) 
 				return
 			}
 		}
-	}()
+	})
 	r, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	_ = r.(*net.TCPConn).SetLinger(0) // nor may the end that waits in a queue
 	_ = r.SetReadDeadline(start.Add(while))
 	got, err := io.Copy(io.Discard, r)
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
