@@ -45,7 +45,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, err
 	}
 	defer unlock()
-	if n.attachment(pod.ID) != nil {
+	if n.records.get(pod.ID) != nil {
 		return Result{}, fmt.Errorf("it is attached already: %w", errdefs.ErrAlreadyExists)
 	}
 	list, err := n.list()
@@ -55,7 +55,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 	if err := n.usable(ctx, list); err != nil {
 		return Result{}, err
 	}
-	caps, err := pod.capabilities(ctx, list, n.knownPodCIDR())
+	caps, err := pod.capabilities(ctx, list, n.podCIDR.known())
 	if err != nil {
 		return Result{}, err
 	}
@@ -63,7 +63,7 @@ func (n *Networks) attach(ctx context.Context, pod Pod) (Result, error) {
 		return Result{}, err
 	}
 	a := &attachment{Version: 1, NetNS: pod.NetNS, Config: string(list.Bytes), Args: pod.cniArgs(), Capabilities: caps, list: list}
-	if err := n.save(pod.ID, a); err != nil {
+	if err := n.records.put(pod.ID, a); err != nil {
 		return Result{}, err
 	}
 	result, err := n.add(ctx, pod, a)
@@ -88,20 +88,7 @@ func (n *Networks) list() (*libcni.NetworkConfigList, error) {
 	if c.err != nil || c.list != nil {
 		return c.list, c.err
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.defaultList == nil {
-		subnets := n.cfg.Subnets
-		if len(n.podCIDR) > 0 {
-			subnets = n.podCIDR
-		}
-		list, err := defaultList(n.cfg.Bridge, subnets, n.cfg.NonMasqueradeCIDRs)
-		if err != nil {
-			return nil, fmt.Errorf("default network: %w", err)
-		}
-		n.defaultList = list
-	}
-	return n.defaultList, nil
+	return n.podCIDR.defaultNetwork()
 }
 
 func (n *Networks) add(ctx context.Context, pod Pod, a *attachment) (Result, error) {
@@ -180,7 +167,7 @@ func (n *Networks) detach(ctx context.Context, pod, netns string) error {
 // of the record where netns is empty, and one that is gone is passed as empty, as the specification has it for DEL.
 // What fails is tried again in the background.
 func (n *Networks) del(ctx context.Context, pod, netns string) error {
-	a := n.attachment(pod)
+	a := n.records.get(pod)
 	if a == nil {
 		n.retries.drop(ctx, pod)
 		return nil
@@ -193,7 +180,7 @@ func (n *Networks) del(ctx context.Context, pod, netns string) error {
 	}
 	err := n.delChain(ctx, pod, a, netns)
 	if err == nil {
-		err = n.forget(pod)
+		err = n.records.delete(pod)
 	}
 	if err != nil {
 		n.retries.add(ctx, pod, err)
@@ -207,10 +194,4 @@ func (n *Networks) del(ctx context.Context, pod, netns string) error {
 func isNamespace(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
-}
-
-func (n *Networks) attachment(pod string) *attachment {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.pods[pod]
 }

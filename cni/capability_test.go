@@ -79,7 +79,7 @@ func TestCapabilities(t *testing.T) {
 	if line := n.calls()[2].line; strings.Contains(line, "runtimeConfig") {
 		t.Errorf("a plugin gets what it does not declare: %s", line)
 	}
-	if caps := n.attachment(pod.ID).Capabilities; len(caps) > 0 {
+	if caps := n.records.get(pod.ID).Capabilities; len(caps) > 0 {
 		t.Errorf("recorded: %v", caps)
 	}
 }

@@ -26,7 +26,7 @@ func (n *Networks) addChain(ctx context.Context, pod string, a *attachment, netn
 		}
 		next := *a
 		next.SoFar = result
-		return n.save(pod, &next)
+		return n.records.put(pod, &next)
 	}})
 	return chain.AddNetworkList(ctx, a.list, a.runtimeConf(pod, netns))
 }

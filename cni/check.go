@@ -11,7 +11,7 @@ import (
 // to their networks meanwhile nobody else would say. A pod that is not as its ADD left it is logged and no more: the
 // pod may still work, and some plugins check badly.
 func (n *Networks) checkAll(ctx context.Context) {
-	for _, id := range n.attached() {
+	for id := range n.records.all() {
 		if err := n.check(ctx, id); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "A pod's network is not as it was made, it is left alone", "podID", id)
 		}
@@ -30,7 +30,7 @@ func (n *Networks) check(ctx context.Context, pod string) error {
 		return nil
 	}
 	defer unlock()
-	a := n.attachment(pod)
+	a := n.records.get(pod)
 	if a == nil || n.retries.has(pod) || !atLeast(a.list, "0.4.0") || a.list.DisableCheck {
 		return nil
 	}

@@ -52,7 +52,7 @@ func TestCheckAtStart(t *testing.T) {
 					continue
 				}
 				checked[call.id]++
-				for _, want := range []string{`"prevResult":{`, `"` + n.attachment(call.id).NetNS + `"`, "K8S_POD_UID=uid-"} {
+				for _, want := range []string{`"prevResult":{`, `"` + n.records.get(call.id).NetNS + `"`, "K8S_POD_UID=uid-"} {
 					if !strings.Contains(call.line, want) {
 						t.Errorf("CHECK has no %s: %s", want, call.line)
 					}
@@ -61,7 +61,7 @@ func TestCheckAtStart(t *testing.T) {
 			if len(checked) != c.want || c.want > 0 && (checked[a.ID] == 0 || checked[b.ID] == 0) {
 				t.Errorf("checked %v, want the %d pods whose DEL has not failed", checked, c.want)
 			}
-			if n.attachment(a.ID) == nil || n.attachment(b.ID) == nil {
+			if n.records.get(a.ID) == nil || n.records.get(b.ID) == nil {
 				t.Error("a pod is detached because CHECK fails")
 			}
 			n.turn()

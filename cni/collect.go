@@ -36,10 +36,8 @@ func (n *Networks) collectable() (lists []*libcni.NetworkConfigList) {
 	if list := n.conf.Load().list; list != nil {
 		add(list)
 	}
-	for _, id := range n.attached() {
-		if a := n.attachment(id); a != nil {
-			add(a.list)
-		}
+	for _, a := range n.records.all() {
+		add(a.list)
 	}
 	return lists
 }
@@ -49,12 +47,15 @@ func (n *Networks) collectOne(ctx context.Context, list *libcni.NetworkConfigLis
 	defer cancel()
 	pods, done := n.calls.collect(list.Name)
 	defer done()
+	records := n.records.all()
 	valid := map[string]bool{}
-	for _, id := range pods {
-		valid[id] = true
+	for _, id := range pods { // of which some have no record yet
+		if records[id] == nil {
+			valid[id] = true
+		}
 	}
-	for _, id := range n.attached() {
-		if a := n.attachment(id); a != nil && a.list.Name == list.Name {
+	for id, a := range records {
+		if a.list.Name == list.Name {
 			valid[id] = true
 		}
 	}

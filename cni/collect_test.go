@@ -96,7 +96,7 @@ func TestGCOfPlugins(t *testing.T) {
 	if err := n.collected(a, b, c, stuck); err != nil {
 		t.Error(err)
 	}
-	if n.attachment(dead.ID) != nil {
+	if n.records.get(dead.ID) != nil {
 		t.Error("the dead pod is attached")
 	}
 	one := slices.Sorted(maps.Keys(map[string]bool{a.ID: true, b.ID: true, stuck.ID: true}))
@@ -202,7 +202,7 @@ func TestAttachWaitsForGC(t *testing.T) {
 	n.write("10-x.conflist", n.of("1.1.0", "y", ""))
 	n.uses("y")
 	n.attach(n.pod())
-	if n.attachment(late.ID) != nil {
+	if n.records.get(late.ID) != nil {
 		t.Error("the pod has an attachment that GC does not know")
 	}
 	for _, pid := range n.left() {

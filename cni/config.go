@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -99,20 +98,4 @@ func builtIn(list *libcni.NetworkConfigList) bool {
 // has tells whether a plugin of the list serves a capability.
 func has(list *libcni.NetworkConfigList, capability string) bool {
 	return slices.ContainsFunc(list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Capabilities[capability] })
-}
-
-// defaultList is the list that serves when the directory is empty.
-func defaultList(bridgeName string, subnets, direct []netip.Prefix) (*libcni.NetworkConfigList, error) {
-	plugin := map[string]any{
-		"type": bridge.Type, "bridge": bridgeName, "isGateway": true, "ipMasq": true, "hairpinMode": true,
-		"subnets": subnets, "capabilities": map[string]bool{"portMappings": true, "bandwidth": true},
-	}
-	if len(direct) > 0 {
-		plugin["nonMasqueradeCIDRs"] = direct
-	}
-	data, err := json.Marshal(map[string]any{"cniVersion": version.Current(), "name": "gantry", "plugins": []any{plugin}})
-	if err != nil {
-		return nil, err
-	}
-	return parseList(data)
 }

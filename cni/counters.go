@@ -22,9 +22,8 @@ type Interface struct {
 func (n *Networks) Counters(pods []string) (map[string][]Interface, error) {
 	builtin := make([]string, 0, len(pods))
 	visit := map[string]string{} // pod id -> namespace
-	n.mu.Lock()
 	for _, pod := range pods {
-		switch a := n.pods[pod]; {
+		switch a := n.records.get(pod); {
 		case a == nil:
 		case a.list.Plugins[0].Network.Type == bridge.Type:
 			builtin = append(builtin, pod)
@@ -32,7 +31,6 @@ func (n *Networks) Counters(pods []string) (map[string][]Interface, error) {
 			visit[pod] = a.NetNS
 		}
 	}
-	n.mu.Unlock()
 	out := make(map[string][]Interface, len(pods))
 	var errs []error
 	if len(builtin) > 0 {

@@ -23,13 +23,13 @@ func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
 	}
 	errs := []error{n.adoptCached()}
 	detached := 0
-	for _, id := range n.attached() {
+	for id := range n.records.all() {
 		if live[id] {
 			continue
 		}
 		if err := n.detach(ctx, id, ""); err != nil {
 			errs = append(errs, fmt.Errorf("detaching pod %s, which is gone: %w", id, err))
-			live[id] = n.attachment(id) != nil // its next try needs what is left
+			live[id] = n.records.get(id) != nil // its next try needs what is left
 			continue
 		}
 		detached++
@@ -61,11 +61,11 @@ func (n *Networks) settle(unknown error) {
 
 // unknown tells why the attachments of live pods are not all known, nil when they are.
 func (n *Networks) unknown(livePodIDs []string) error {
-	if dropped := n.journal.Dropped(); dropped > 0 {
+	if dropped := n.records.journal.Dropped(); dropped > 0 {
 		return fmt.Errorf("%d records of attachments were damaged", dropped)
 	}
 	for _, id := range livePodIDs {
-		if n.attachment(id) == nil {
+		if n.records.get(id) == nil {
 			return fmt.Errorf("pod %s has no record of its attachment", id)
 		}
 	}
@@ -100,7 +100,7 @@ func (n *Networks) adoptCached() error {
 		cached = append(cached, some...)
 	}
 	for _, c := range cached {
-		if n.attachment(c.ContainerID) != nil || c.IfName != ifName {
+		if n.records.get(c.ContainerID) != nil || c.IfName != ifName {
 			continue
 		}
 		list, err := parseList(c.Config)
@@ -108,7 +108,7 @@ func (n *Networks) adoptCached() error {
 			continue // dropCached removes it
 		}
 		a := &attachment{Version: 1, NetNS: c.NetNS, Config: string(list.Bytes), Args: c.CniArgs, Capabilities: c.CapabilityArgs, list: list}
-		if err := n.save(c.ContainerID, a); err != nil {
+		if err := n.records.put(c.ContainerID, a); err != nil {
 			return err
 		}
 	}
@@ -130,10 +130,8 @@ func (n *Networks) dropCached() error {
 		}
 	}
 	want := map[string]bool{} // a pod has its record before its file
-	for _, id := range n.attached() {
-		if a := n.attachment(id); a != nil {
-			want[n.resultFile(id, a)] = true
-		}
+	for id, a := range n.records.all() {
+		want[n.resultFile(id, a)] = true
 	}
 	for _, path := range files {
 		if want[path] {
@@ -144,15 +142,4 @@ func (n *Networks) dropCached() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// attached are the ids of all pods with a record.
-func (n *Networks) attached() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	ids := make([]string, 0, len(n.pods))
-	for id := range n.pods {
-		ids = append(ids, id)
-	}
-	return ids
 }

@@ -29,7 +29,7 @@ func TestLostRecord(t *testing.T) {
 			if err := n.GC(n.ctx, []string{pod.ID}); err != nil {
 				t.Fatal(err)
 			}
-			if n.attachment(pod.ID) == nil {
+			if n.records.get(pod.ID) == nil {
 				t.Error("the pod is not known")
 			}
 			n.detach(pod)

@@ -164,7 +164,7 @@ func TestUDPFlowsOfLostPods(t *testing.T) {
 	stop := echo(t, pod.NetNS, "[::]:53", "pod")
 	hearsOf(t, udpClient(t, out, at(host[0], 18074), at(node[0], 18073)), "pod")
 	stop()
-	if err := n.journal.Delete(pod.ID); err != nil { // the pod's DEL is said to be done
+	if err := n.records.journal.Delete(pod.ID); err != nil { // the pod's DEL is said to be done
 		t.Fatal(err)
 	}
 	if err := os.RemoveAll(n.cfg.StateDir + "/results"); err != nil {

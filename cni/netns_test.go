@@ -114,8 +114,8 @@ func (n *node) audit() {
 		return true
 	})
 	n.restart() // what counts is what is on the disk
-	if addresses, ports := n.bridge.InUse(); len(n.Networks.pods)+addresses+ports > 0 {
-		n.t.Errorf("left behind: %d records, %d leases, %d host ports", len(n.Networks.pods), addresses, ports)
+	if addresses, ports := n.bridge.InUse(); len(n.records.all())+addresses+ports > 0 {
+		n.t.Errorf("left behind: %d records, %d leases, %d host ports", len(n.records.all()), addresses, ports)
 	}
 	for _, pattern := range []string{"results/*", "*.new", "*.damaged", "networks/*/*.new"} {
 		if left, _ := filepath.Glob(filepath.Join(n.cfg.StateDir, pattern)); len(left) > 0 {

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,8 +15,6 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/internal/bridge"
-	"github.com/gantry-cri/gantry/cni/internal/ipam"
-	"github.com/gantry-cri/gantry/cni/internal/journal"
 )
 
 // Config says where a Networks finds its configuration and keeps its state. Several instances run beside each other
@@ -67,7 +63,8 @@ type Result struct {
 // each other.
 type Networks struct {
 	cfg     Config
-	journal *journal.Journal // the attachments' records
+	records *records
+	podCIDR *podCIDR
 	bridge  *bridge.Plugin
 	exec    *plugins
 	libcni  *libcni.CNIConfig
@@ -86,11 +83,6 @@ type Networks struct {
 	stopWatch func() error
 	stop      context.CancelFunc
 	tasks     sync.WaitGroup // followStatus, followRetries, followGC
-
-	mu          sync.Mutex
-	pods        map[string]*attachment // by pod id
-	podCIDR     []netip.Prefix
-	defaultList *libcni.NetworkConfigList // nil until used, and after SetPodCIDR
 }
 
 // Open reads the state and the configuration, and starts to watch the configuration directory until Close. A bad
@@ -101,30 +93,29 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 	if len(cfg.Subnets) == 0 {
 		cfg.Subnets = []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")}
 	}
-	n := &Networks{cfg: cfg, pace: cfg.pace.orDefault(), calls: newCalls(), reloaded: make(chan struct{}, 1), settled: make(chan error, 1),
-		pods: map[string]*attachment{}}
-	n.retries, n.start.left = newRetries(n.pace), n.pace.settle
 	if err := checkSubnets(cfg.Subnets); err != nil {
 		return nil, fmt.Errorf("subnets of the default network: %w", err)
 	}
-	err := n.loadAttachments(ctx)
-	if err != nil {
+	n := &Networks{cfg: cfg, pace: cfg.pace.orDefault(), calls: newCalls(), reloaded: make(chan struct{}, 1), settled: make(chan error, 1)}
+	n.retries, n.start.left = newRetries(n.pace), n.pace.settle
+	var err error
+	if n.records, err = openRecords(ctx, filepath.Join(cfg.StateDir, "attachments")); err != nil {
 		return nil, err
 	}
 	if err := n.endOrphans(ctx); err != nil { // the address that one of them may yet take is no reason not to serve
 		klog.FromContext(ctx).Error(err, "Plugins that an earlier process has left could not be ended, addresses may leak")
 	}
-	if err := n.loadPodCIDR(ctx); err != nil {
-		return nil, errors.Join(err, n.journal.Close())
+	if n.podCIDR, err = openPodCIDR(ctx, cfg); err != nil {
+		return nil, errors.Join(err, n.records.journal.Close())
 	}
 	if n.bridge, err = bridge.Open(ctx, cfg.StateDir, cfg.Bridge, cfg.Table); err != nil {
-		return nil, errors.Join(err, n.journal.Close())
+		return nil, errors.Join(err, n.records.journal.Close())
 	}
 	n.exec = &plugins{bridge: n.bridge}
 	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, verbs{n.exec})
 	n.within = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.RunDir, verbs{n.exec})
 	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() time.Duration { return n.reload(ctx) }); err != nil {
-		return nil, errors.Join(err, n.bridge.Close(), n.journal.Close())
+		return nil, errors.Join(err, n.bridge.Close(), n.records.journal.Close())
 	}
 	unasked := n.unasked()
 	n.verdict.Store(&unasked)
@@ -147,7 +138,7 @@ func orDefault(s, otherwise string) string {
 func (n *Networks) Close() error {
 	n.stop()
 	n.tasks.Wait()
-	return errors.Join(n.stopWatch(), n.bridge.Close(), n.journal.Close())
+	return errors.Join(n.stopWatch(), n.bridge.Close(), n.records.journal.Close())
 }
 
 // SetPodCIDR sets the subnets of the default network, and of plugins that have the capability ipRanges: one prefix, or
@@ -157,85 +148,21 @@ func (n *Networks) SetPodCIDR(cidrs string) error {
 	if cidrs == "" {
 		return nil
 	}
-	subnets, err := parseCIDRs(cidrs)
-	if err != nil {
+	if err := n.podCIDR.set(cidrs); err != nil {
 		return fmt.Errorf("pod CIDR %q: %w", cidrs, err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if err := writeFile(filepath.Join(n.cfg.StateDir, "pod-cidr"), []byte(cidrs)); err != nil {
-		return fmt.Errorf("remembering pod CIDR %q: %w", cidrs, err)
-	}
-	n.podCIDR, n.defaultList = subnets, nil
 	signal(n.reloaded) // the network may have waited for it
-	return nil
-}
-
-func (n *Networks) knownPodCIDR() []netip.Prefix {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.podCIDR
-}
-
-func parseCIDRs(cidrs string) ([]netip.Prefix, error) {
-	var subnets []netip.Prefix
-	for _, s := range strings.Split(cidrs, ",") {
-		p, err := netip.ParsePrefix(strings.TrimSpace(s))
-		if err != nil {
-			return nil, fmt.Errorf("%q is no prefix such as 10.86.0.0/24: %w", s, errdefs.ErrInvalidArgument)
-		}
-		subnets = append(subnets, p.Masked())
-	}
-	return subnets, checkSubnets(subnets)
-}
-
-func checkSubnets(subnets []netip.Prefix) error {
-	for i, p := range subnets {
-		if _, err := ipam.NewRange(p, netip.Addr{}, netip.Addr{}, netip.Addr{}); err != nil {
-			return err
-		}
-		if i > 1 || (i == 1 && p.Addr().Is4() == subnets[0].Addr().Is4()) {
-			return fmt.Errorf("%v: at most one subnet per family: %w", subnets, errdefs.ErrInvalidArgument)
-		}
-	}
-	return nil
-}
-
-func (n *Networks) loadPodCIDR(ctx context.Context) error {
-	path := filepath.Join(n.cfg.StateDir, "pod-cidr")
-	data, err := readFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		n.podCIDR, err = parseCIDRs(string(data))
-	}
-	if err != nil {
-		return setAside(ctx, path, err)
-	}
 	return nil
 }
 
 // Teardown removes the bridges and the nftables table of this instance, after which nothing of it is left but sysctls
 // (ip_forward) that others may rely on. It refuses while a pod is attached.
 func (n *Networks) Teardown(ctx context.Context) error {
-	n.mu.Lock()
-	attached := len(n.pods)
-	n.mu.Unlock()
-	if attached > 0 {
+	if attached := len(n.records.all()); attached > 0 {
 		return fmt.Errorf("tearing down networks: %d pods are attached, remove them first: %w", attached, errdefs.ErrFailedPrecondition)
 	}
 	if err := n.bridge.Teardown(ctx); err != nil {
 		return fmt.Errorf("tearing down networks: %w", err)
-	}
-	return nil
-}
-
-// setAside renames a file that cannot be used, so that it neither stops the daemon nor gets lost.
-func setAside(ctx context.Context, path string, reason error) error {
-	klog.FromContext(ctx).Error(reason, "Set aside a damaged record", "path", path)
-	if err := os.Rename(path, path+".damaged"); err != nil {
-		return fmt.Errorf("setting aside a damaged record: %w", err)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ const orphanTimeout = 10 * time.Second // for killed plugins to be gone
 // which nobody has been told to be attached: their records are there, the results are not.
 func (n *Networks) endOrphans(ctx context.Context) error {
 	cutOff := map[string]bool{}
-	for id, a := range n.pods {
+	for id, a := range n.records.all() {
 		_, err := os.Lstat(n.resultFile(id, a))
 		if errors.Is(err, fs.ErrNotExist) && !builtIn(a.list) {
 			cutOff[id] = true

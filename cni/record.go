@@ -3,21 +3,15 @@ package cni
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"syscall"
+	"maps"
+	"sync"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/gantry-cri/gantry/cni/internal/journal"
 )
-
-// maxFile bounds what is read of a record or a configuration file.
-const maxFile = 1 << 20
 
 // attachment is a pod's record, version 1. It is immutable.
 type attachment struct {
@@ -35,42 +29,66 @@ func (a *attachment) runtimeConf(pod, netns string) *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{ContainerID: pod, NetNS: netns, IfName: ifName, Args: a.Args, CapabilityArgs: a.Capabilities}
 }
 
-// save writes the record before the first plugin runs.
-func (n *Networks) save(pod string, a *attachment) error {
-	if err := n.journal.Put(pod, a, !builtIn(a.list)); err != nil {
-		return fmt.Errorf("recording the attachment: %w", err)
-	}
-	n.mu.Lock()
-	n.pods[pod] = a
-	n.mu.Unlock()
-	return nil
+// records are those of all pods, in memory and on disk. Reading never waits for the disk.
+type records struct {
+	journal *journal.Journal
+
+	mu   sync.Mutex
+	pods map[string]*attachment // by pod id
 }
 
-// forget removes the record after the last plugin has undone its work.
-func (n *Networks) forget(pod string) error {
-	if err := n.journal.Delete(pod); err != nil {
-		return fmt.Errorf("removing the record of the attachment: %w", err)
-	}
-	n.mu.Lock()
-	delete(n.pods, pod)
-	n.mu.Unlock()
-	return nil
-}
-
-// loadAttachments reads all records at start. Lists are shared: on most nodes there is one.
-func (n *Networks) loadAttachments(ctx context.Context) (err error) {
+// openRecords reads all records. Lists are shared: on most nodes there is one.
+func openRecords(ctx context.Context, path string) (*records, error) {
+	r := &records{pods: map[string]*attachment{}}
 	lists := map[string]*libcni.NetworkConfigList{}
-	n.journal, err = journal.Open(ctx, filepath.Join(n.cfg.StateDir, "attachments"), func(pod string, value json.RawMessage) error {
+	var err error
+	r.journal, err = journal.Open(ctx, path, func(pod string, value json.RawMessage) error {
 		a, err := parseAttachment(pod, value, lists)
 		if err != nil {
 			return err
 		}
-		n.pods[pod] = a
+		r.pods[pod] = a
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("attachments: %w", err)
+		return nil, fmt.Errorf("attachments: %w", err)
 	}
+	return r, nil
+}
+
+// get is the record of a pod, nil when it is not attached.
+func (r *records) get(pod string) *attachment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.pods[pod]
+}
+
+// all are the records at this moment.
+func (r *records) all() map[string]*attachment {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.pods)
+}
+
+// put writes a record, before the first plugin runs.
+func (r *records) put(pod string, a *attachment) error {
+	if err := r.journal.Put(pod, a, !builtIn(a.list)); err != nil {
+		return fmt.Errorf("recording the attachment: %w", err)
+	}
+	r.mu.Lock()
+	r.pods[pod] = a
+	r.mu.Unlock()
+	return nil
+}
+
+// delete removes a record, after the last plugin has undone its work.
+func (r *records) delete(pod string) error {
+	if err := r.journal.Delete(pod); err != nil {
+		return fmt.Errorf("removing the record of the attachment: %w", err)
+	}
+	r.mu.Lock()
+	delete(r.pods, pod)
+	r.mu.Unlock()
 	return nil
 }
 
@@ -94,69 +112,4 @@ func parseAttachment(pod string, data []byte, lists map[string]*libcni.NetworkCo
 	}
 	a.Config = string(a.list.Bytes) // shared too
 	return a, nil
-}
-
-// writeFile replaces a file atomically, to survive a power cut too.
-func writeFile(path string, data []byte) (err error) {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// readFile reads a regular file of at most maxFile bytes.
-func readFile(path string) ([]byte, error) {
-	data, _, err := read(path)
-	return data, err
-}
-
-// readTrusted reads a file that only root can have written: who can write it runs programs as root.
-func readTrusted(path string) ([]byte, error) {
-	data, st, err := read(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Mode&0o002 != 0 || (st.Uid != 0 && int(st.Uid) != os.Geteuid()) {
-		return nil, fmt.Errorf("file can be written by others (owner %d, mode %04o), chown it to root and chmod it to 0644", st.Uid, st.Mode&0o7777)
-	}
-	return data, nil
-}
-
-// read does not wait for the writer of a named pipe.
-func read(path string) ([]byte, *syscall.Stat_t, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is not a regular file", path)
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, nil, err
-	}
-	if len(data) > maxFile {
-		return nil, nil, fmt.Errorf("%s has more than %d bytes", path, maxFile)
-	}
-	return data, info.Sys().(*syscall.Stat_t), nil
 }

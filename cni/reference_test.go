@@ -68,7 +68,7 @@ func TestReferencePlugins(t *testing.T) {
 				}
 			})
 			r.check(a, c.check)
-			list, rt := r.attachment(a.ID).list, r.attachment(a.ID).runtimeConf(a.ID, a.NetNS)
+			list, rt := r.records.get(a.ID).list, r.records.get(a.ID).runtimeConf(a.ID, a.NetNS)
 			r.detach(a)
 			r.detach(a)
 			if err := r.libcni.DelNetworkList(r.ctx, list, rt); err != nil { // as after a crash before the record went
@@ -99,7 +99,7 @@ func (r *reference) check(pod Pod, leftOut string) {
 		r.t.Log("CHECK is left out: " + leftOut)
 		return
 	}
-	a := r.attachment(pod.ID)
+	a := r.records.get(pod.ID)
 	if err := r.libcni.CheckNetworkList(r.ctx, a.list, a.runtimeConf(pod.ID, pod.NetNS)); err != nil {
 		r.t.Errorf("CHECK: %v", err)
 	}

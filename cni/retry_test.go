@@ -22,7 +22,7 @@ func (n *node) broken(name string) Pod {
 
 func (n *node) isDetached(pod Pod) {
 	n.t.Helper()
-	eventually(n.t, "pod "+pod.Name+" is detached", func() bool { return n.attachment(pod.ID) == nil })
+	eventually(n.t, "pod "+pod.Name+" is detached", func() bool { return n.records.get(pod.ID) == nil })
 }
 
 // TestRetriedDel tries a DEL again in the background until it works; a caller is told the error meanwhile, and nothing
@@ -80,7 +80,7 @@ func TestRetriedRollback(t *testing.T) {
 
 // TestRetriedDelHangs holds up neither the pods beside it, nor for long the caller that comes for its own, nor the end.
 func TestRetriedDelHangs(t *testing.T) {
-	n := newNode(t, hasty)
+	n := newNode(t, hasty, func(c *Config) { c.pace.settle = time.Hour })
 	n.install("testplugin")
 	n.write("10-x.conflist", n.conflist("outer", nil))
 	n.uses("outer")
@@ -158,7 +158,7 @@ func TestStartIsBounded(t *testing.T) {
 		t.Errorf("%v: it is hidden that DELs hang", errs)
 	}
 	for _, p := range pods {
-		if n.attachment(p.ID) == nil || !n.retries.has(p.ID) {
+		if n.records.get(p.ID) == nil || !n.retries.has(p.ID) {
 			t.Errorf("pod %s is forgotten", p.Name)
 		}
 	}

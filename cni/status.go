@@ -70,7 +70,7 @@ var meanings = map[uint]string{
 // usable looks for the program of every plugin: what a missing one, or one that is not for the list's version, keeps ADD
 // from, it would keep DEL from undoing. And a list that has no addresses but the node's must know these.
 func (n *Networks) usable(ctx context.Context, list *libcni.NetworkConfigList) error {
-	if has(list, "ipRanges") && len(n.knownPodCIDR()) == 0 && list.Plugins[0].Network.Type == bridge.Type {
+	if has(list, "ipRanges") && len(n.podCIDR.known()) == 0 && list.Plugins[0].Network.Type == bridge.Type {
 		if cfg, err := parseBridge(list); err != nil || len(cfg.Ranges) == 0 {
 			return errors.Join(err, fmt.Errorf("network %s has the node's pod CIDR for its addresses, which the kubelet has not told yet: %w", list.Name, errdefs.ErrUnavailable))
 		}
