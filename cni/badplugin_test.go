@@ -34,12 +34,12 @@ func (n *node) script(name, body string) {
 	n.program(name, "#!/bin/sh\n"+body+"\n", 0o755)
 }
 
-// program puts a file into the node's plugin directory, in place of what is there.
+// program puts a file into the node's plugin directory, in place of what is there, at once: the background asks for
+// versions at any moment, and a program that is being written is another.
 func (n *node) program(name, content string, mode os.FileMode) {
 	n.t.Helper()
 	path := filepath.Join(n.cfg.BinDirs[0], name)
-	_ = os.Remove(path)
-	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+	if err := errors.Join(os.WriteFile(path+".new", []byte(content), mode), os.Rename(path+".new", path)); err != nil {
 		n.t.Fatal(err)
 	}
 }
