@@ -35,7 +35,11 @@ func apart(t *testing.T) bool {
 			cmd.Env = append(cmd.Env, kv)
 		}
 	}
-	cmd.Env = append(cmd.Env, apartEnv+"="+t.Name())
+	built, err := buildPlugin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(cmd.Env, apartEnv+"="+t.Name(), builtEnv+"="+built)
 	runtime.LockOSThread() // with whose end the process would be killed
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}

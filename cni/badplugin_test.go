@@ -124,6 +124,9 @@ func TestMisbehavingPlugins(t *testing.T) {
 
 // TestOddPlugins attaches with plugins that do what is allowed in ways that are rare.
 func TestOddPlugins(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	const result = `{"ips":[{"address":"10.9.8.7/24"}]}`
 	for name, add := range map[string]string{
 		"result of no version":   "echo '" + result + "'",
@@ -277,6 +280,9 @@ func (n *node) link(target, name string) {
 // TestPluginInAnotherSession holds nobody: what a plugin moved out of its process group survives its end at the
 // deadline, for it may be a service that is meant to, but the pod is undone and its caller has the answer.
 func TestPluginInAnotherSession(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	n := scripted(t, "setsid sleep 1000 & sleep 1000")
 	ctx, cancel := context.WithTimeout(n.ctx, time.Second)
 	defer cancel()

@@ -280,6 +280,9 @@ func TestHostPortTaken(t *testing.T) {
 
 // TestManyAtOnce attaches and detaches pods by 16 workers; no address serves two of them.
 func TestManyAtOnce(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	n := newNode(t)
 	const pods, workers = 100, 16
 	queue := make(chan Pod, pods)
@@ -337,6 +340,9 @@ func TestAddressesRunOut(t *testing.T) {
 
 // TestReuseWhileOldNamespaceLives gives an address on although the old pod's namespace does not go.
 func TestReuseWhileOldNamespaceLives(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	n := newNode(t, func(c *Config) { c.Subnets = []netip.Prefix{netip.MustParsePrefix("10.213.0.0/30")} })
 	old := n.pod()
 	ip := n.attach(old)

@@ -69,6 +69,9 @@ func TestHostIPs(t *testing.T) {
 
 // TestNonMasqueradeCIDRs has pods go with their own address to networks that are named, and with the node's elsewhere.
 func TestNonMasqueradeCIDRs(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	n := newNode(t, dual, func(c *Config) {
 		c.NonMasqueradeCIDRs = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("2001:db8:213::/64")}
 	})

@@ -11,6 +11,9 @@ import (
 // TestReboot detaches what a node had before its reboot: namespaces and links are gone, records and libcni's cache are
 // on the disk, or one of them is, and the configuration may have been removed with its plugin's agent.
 func TestReboot(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	remove := func(patterns ...string) func(*node) {
 		return func(n *node) {
 			for _, p := range patterns {

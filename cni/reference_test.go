@@ -29,6 +29,9 @@ const (
 // TestReferencePlugins runs chains of the reference plugins from ADD to DEL: the pods' traffic flows, and nothing of
 // them is left, whether DEL comes in order, twice, or after a restart with the pod's namespace gone.
 func TestReferencePlugins(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	for name, c := range map[string]struct {
 		version string
 		plugins []string
@@ -197,6 +200,9 @@ func tuned(t *testing.T, pod Pod, _ []netip.Addr) {
 // TestReferenceChainIsUndone has the last plugin fail after all others have made what is theirs: at once, and after a
 // restart when DEL failed at first. The firewall plugin's DEL finds its rules by the result.
 func TestReferenceChainIsUndone(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	r := newReference(t)
 	r.install("testplugin")
 	all := []string{bridge6, portmap, shaping, firewall, tuning}

@@ -284,6 +284,9 @@ func TestBandwidthUndone(t *testing.T) {
 
 // TestBandwidthMany makes and removes limited pods at once, while the links of earlier ones are being deleted.
 func TestBandwidthMany(t *testing.T) {
+	if !apart(t) {
+		return
+	}
 	n := newNode(t)
 	queue := make(chan Pod, 24)
 	for range cap(queue) {
