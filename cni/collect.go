@@ -2,6 +2,8 @@ package cni
 
 import (
 	"context"
+	"errors"
+	"os"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -63,5 +65,8 @@ func (n *Networks) collectOne(ctx context.Context, list *libcni.NetworkConfigLis
 	for id := range valid {
 		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: id, IfName: ifName})
 	}
-	return n.libcni.GCNetworkList(ctx, list, args)
+	if err := os.WriteFile(n.collecting(), nil, 0o600); err != nil { // for endOrphans
+		return err
+	}
+	return errors.Join(n.libcni.GCNetworkList(ctx, list, args), os.Remove(n.collecting()))
 }

@@ -24,7 +24,8 @@
 // A record is there from before the first plugin runs until after the last one has undone its work. So whatever
 // instruction the daemon is killed at, GC at the next start finds the pod and runs the chain's DEL. Between two plugins
 // of other programs the record gets the result so far, for a DEL that needs it. A plugin goes on when the daemon dies
-// that runs it: one that Open finds in its ADD is killed, or it would take an address after that DEL.
+// that runs it: one that Open finds in its ADD is killed, or it would take an address after that DEL, and one in its GC,
+// or it would free what pods get from now on.
 //
 // # In the background
 //
@@ -45,6 +46,7 @@
 //	                                  of lists that are built in it is below Config.RunDir
 //	networks/, ports                  gantry-bridge's, see internal/bridge
 //	pod-cidr                          what SetPodCIDR got
+//	collecting                        is there while plugins run their GC
 //	*.damaged                         what could not be read, set aside
 //
 // Records are not flushed to the disk as long as the chain is built in: after a power cut no pod lives, and leases

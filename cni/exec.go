@@ -35,9 +35,13 @@ func isBuiltIn(pluginType string) bool {
 	return pluginType == bridge.Type || pluginType == loopbackType
 }
 
+// stateEnv tells whose a plugin is that runs on when its daemon has died: the daemon's Config.StateDir.
+const stateEnv = "GANTRY_CNI_STATE"
+
 // plugins runs plugins for libcni: built-in ones in this process, others as programs.
 type plugins struct {
 	bridge   *bridge.Plugin
+	state    string // Config.StateDir
 	versions versions
 	version.PluginDecoder
 }
@@ -75,7 +79,7 @@ func (p *plugins) ExecPlugin(ctx context.Context, path string, stdin []byte, env
 	ctx, cancel := context.WithTimeout(ctx, pluginTimeout)
 	defer cancel()
 	for wait := 10 * time.Millisecond; ; wait *= 2 {
-		out, err := runProgram(ctx, path, stdin, environ)
+		out, err := p.runProgram(ctx, path, stdin, environ)
 		if !errors.Is(err, syscall.ETXTBSY) || wait > time.Second { // being installed at this moment
 			return out, err
 		}
@@ -139,7 +143,7 @@ func env(environ []string, name string) string {
 	return ""
 }
 
-func runProgram(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+func (p *plugins) runProgram(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	cmd := exec.CommandContext(ctx, path)
@@ -148,6 +152,7 @@ func runProgram(ctx context.Context, path string, stdin []byte, environ []string
 	for _, name := range []string{"CNI_COMMAND", "CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME", "CNI_ARGS", "CNI_PATH"} {
 		cmd.Env = append(cmd.Env, name+"="+env(environ, name))
 	}
+	cmd.Env = append(cmd.Env, stateEnv+"="+p.state)
 	cmd.Dir = "/"
 	cmd.Stdin = bytes.NewReader(stdin)
 	stdout, stderr := &capped{full: cancel, what: "stdout"}, &capped{full: cancel, what: "stderr"}

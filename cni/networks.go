@@ -111,7 +111,7 @@ func Open(ctx context.Context, cfg Config) (*Networks, error) {
 	if n.bridge, err = bridge.Open(ctx, cfg.StateDir, cfg.Bridge, cfg.Table); err != nil {
 		return nil, errors.Join(err, n.records.journal.Close())
 	}
-	n.exec = &plugins{bridge: n.bridge}
+	n.exec = &plugins{bridge: n.bridge, state: cfg.StateDir}
 	n.libcni = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.StateDir, verbs{n.exec})
 	n.within = libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.RunDir, verbs{n.exec})
 	if n.stopWatch, err = watch(ctx, cfg.ConfDir, func() time.Duration { return n.reload(ctx) }); err != nil {

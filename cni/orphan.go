@@ -20,7 +20,8 @@ const orphanTimeout = 10 * time.Second // for killed plugins to be gone
 
 // endOrphans ends plugins that run on although the daemon that started them was killed: one in its ADD would take an
 // address after the DEL by which this process frees what the pod had. Only pods are looked for whose ADD was cut off,
-// which nobody has been told to be attached: their records are there, the results are not.
+// which nobody has been told to be attached: their records are there, the results are not. And one in its GC would take
+// the addresses of pods that it was not told of, those of this process.
 func (n *Networks) endOrphans(ctx context.Context) error {
 	cutOff := map[string]bool{}
 	for id, a := range n.records.all() {
@@ -29,15 +30,32 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 			cutOff[id] = true
 		}
 	}
-	if len(cutOff) == 0 {
+	_, err := os.Lstat(n.collecting())
+	collecting := err == nil
+	if len(cutOff) == 0 && !collecting {
 		return nil
+	}
+	harmful := func(vars []string) bool {
+		switch env(vars, "CNI_COMMAND") {
+		case "ADD":
+			return cutOff[env(vars, "CNI_CONTAINERID")]
+		case "GC":
+			return collecting && env(vars, stateEnv) == n.cfg.StateDir
+		}
+		return false
 	}
 	deadline := time.Now().Add(orphanTimeout)
 	told := map[int]bool{}
 	for {
-		left, err := orphans(cutOff)
-		if err != nil || len(left) == 0 {
+		left, err := orphans(harmful)
+		if err != nil {
 			return err
+		}
+		if len(left) == 0 {
+			if collecting {
+				return os.Remove(n.collecting())
+			}
+			return nil
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%d plugins of an earlier process do not end", len(left))
@@ -45,7 +63,7 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 		for _, o := range left {
 			if !told[o.pid] {
 				told[o.pid] = true
-				klog.FromContext(ctx).Info("Ended a CNI plugin that a killed daemon had left in its ADD", "podID", o.pod, "pid", o.pid)
+				klog.FromContext(ctx).Info("Ended a CNI plugin that a killed daemon had left", "command", o.command, "podID", o.pod, "pid", o.pid)
 			}
 			if err := unix.Kill(-o.group, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("ending CNI plugin %d of an earlier process: %w", o.pid, err)
@@ -64,14 +82,17 @@ func (n *Networks) resultFile(pod string, a *attachment) string {
 	return filepath.Join(dir, "results", a.list.Name+"-"+pod+"-"+ifName)
 }
 
+// collecting is a file that is there while plugins run their GC.
+func (n *Networks) collecting() string { return filepath.Join(n.cfg.StateDir, "collecting") }
+
 type orphan struct {
-	pid, group int
-	pod        string
+	pid, group   int
+	command, pod string
 }
 
-// orphans are the processes that have the environment of an ADD for one of the pods: plugins and what they started. A
-// program that a plugin has left for good, as a daemon, has made a session of its own and is none.
-func orphans(pods map[string]bool) (found []orphan, err error) {
+// orphans are the processes that have the environment of a harmful call: plugins and what they started. A program that
+// a plugin has left for good, as a daemon, has made a session of its own and is none.
+func orphans(harmful func(vars []string) bool) (found []orphan, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
@@ -88,9 +109,8 @@ func orphans(pods map[string]bool) (found []orphan, err error) {
 		vars := strings.Split(string(environ), "\x00")
 		group, gerr := unix.Getpgid(pid)
 		session, serr := unix.Getsid(pid)
-		if id := env(vars, "CNI_CONTAINERID"); pods[id] && env(vars, "CNI_COMMAND") == "ADD" &&
-			gerr == nil && serr == nil && group != session && group != unix.Getpgrp() && group > 1 {
-			found = append(found, orphan{pid, group, id})
+		if harmful(vars) && gerr == nil && serr == nil && group != session && group != unix.Getpgrp() && group > 1 {
+			found = append(found, orphan{pid, group, env(vars, "CNI_COMMAND"), env(vars, "CNI_CONTAINERID")})
 		}
 	}
 	return found, nil
