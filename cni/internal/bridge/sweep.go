@@ -33,18 +33,19 @@ func (p *Plugin) Sweep(ctx context.Context, live map[string]bool) error {
 			p.ifbs.add(ctx, l)
 		}
 	}
+	var dead []string
 	for _, bridge := range p.bridges() {
 		ports, err := p.podLinks(bridge)
 		errs = append(errs, err)
 		for _, l := range ports {
-			if names[l] {
-				continue
-			}
-			links++
-			if err := deleteLink(p.host, l); err != nil {
-				errs = append(errs, fmt.Errorf("deleting link %s: %w", l, err))
+			if !names[l] {
+				dead = append(dead, l)
 			}
 		}
+	}
+	links += len(dead)
+	if err := deleteLinks(p.host, dead, p.ifbs.group); err != nil {
+		errs = append(errs, fmt.Errorf("deleting links %v: %w", dead, err))
 	}
 	ports, err := p.table.Sweep(ctx, live)
 	errs = append(errs, err)
@@ -108,15 +109,15 @@ func (n *network) teardown(p *Plugin) error {
 		if err != nil {
 			return err
 		}
+		var names []string // of pods whose namespace is on its way
 		for _, l := range ports {
 			if !isPodLink(l.name) {
 				return fmt.Errorf("bridge %s has link %s on it that is no pod's: %w", bridge, l.name, errdefs.ErrFailedPrecondition)
 			}
+			names = append(names, l.name)
 		}
-		for _, l := range ports { // of pods whose namespace is on its way
-			if err := deleteLink(p.host, l.name); err != nil {
-				return fmt.Errorf("deleting link %s: %w", l.name, err)
-			}
+		if err := deleteLinks(p.host, names, p.ifbs.group); err != nil {
+			return fmt.Errorf("deleting links %v: %w", names, err)
 		}
 		if err := deleteLink(p.host, bridge); err != nil {
 			return fmt.Errorf("deleting bridge %s: %w", bridge, err)
