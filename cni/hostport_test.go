@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // echo answers every UDP packet in a namespace with a name, until the returned function is called.
@@ -216,4 +218,31 @@ func TestHostPortOfNode(t *testing.T) {
 		reaches(t, "", network, at(netip.MustParseAddr("127.0.0.1"), port), netip.MustParseAddr("127.0.0.1"))
 		n.attach(n.pod(PortMapping{Protocol: network, HostPort: port, ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.2")}))
 	}
+}
+
+// TestUDPFlowsBeforeAKill leaves a flow of before the pod's ADD, as a daemon does that is killed before it has looked
+// for those. It goes at the next start.
+func TestUDPFlowsBeforeAKill(t *testing.T) {
+	n := newNode(t)
+	pod := n.pod(PortMapping{Protocol: "UDP", HostPort: 18076, ContainerPort: 53})
+	n.attach(pod)
+	if err := n.Networks.Close(); err != nil { // so that nothing is under way
+		t.Fatal(err)
+	}
+	local, client := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.9")
+	way := func(from netip.Addr, sport uint16, to netip.Addr, dport uint16) netlink.IPTuple {
+		return netlink.IPTuple{Protocol: unix.IPPROTO_UDP, SrcIP: from.AsSlice(), SrcPort: sport, DstIP: to.AsSlice(), DstPort: dport}
+	}
+	flow := &netlink.ConntrackFlow{FamilyType: unix.AF_INET, Forward: way(client, 18077, local, 18076), Reverse: way(local, 18076, client, 18077), TimeOut: 600}
+	if err := netlink.ConntrackCreate(netlink.ConntrackTable, unix.AF_INET, flow); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	if got := flowsTo(t, 18076, local); got != 1 {
+		t.Errorf("%d flows go nowhere, want 1; this test shows nothing", got)
+	}
+	if err := n.GC(n.ctx, []string{pod.ID}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the flow that goes nowhere is gone", func() bool { return flowsTo(t, 18076, local) == 0 })
 }

@@ -7,6 +7,8 @@
 // does, because its clients (of telephony) keep their port when they connect again.
 //
 // The kernel picks the entries (CTA_FILTER, Linux 5.8; an older one sends those of the protocol), and each is looked
-// at again here before it is deleted by its tuple and id. A dump walks the kernel's whole hash table (2 ms for its
-// 262,144 buckets), so pods without such ports never ask for one.
+// at again here before it is deleted by its tuple and id. A dump walks the kernel's whole hash table: 9 ms for 262,144
+// empty buckets, which is what a node with 4 GiB has, once per port and family, and 4 µs for each flow to the port.
+// Nothing but the walk finds a flow whose client is not known. So pods without such ports never ask for one, and package
+// nft does Published in the background.
 package conntrack

@@ -60,17 +60,22 @@ func family(p Port) byte {
 	return unix.AF_INET6
 }
 
+// Concerned are those of the ports whose flows are ever forgotten.
+func Concerned(ports []Port) []Port {
+	return slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return p.Protocol != unix.IPPROTO_UDP && p.Protocol != unix.IPPROTO_SCTP })
+}
+
 // forget deletes the entries that match one of the ports. It goes on behind an error and returns all.
 func forget(ports []Port, match func(entry, Port) bool) (deleted int, err error) {
+	ports = Concerned(ports)
+	if len(ports) == 0 {
+		return 0, nil
+	}
 	var queries []query
-	ports = slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return p.Protocol != unix.IPPROTO_UDP && p.Protocol != unix.IPPROTO_SCTP })
 	for _, p := range ports {
 		if q := (query{family(p), p.Protocol, p.Host.Port()}); !slices.Contains(queries, q) {
 			queries = append(queries, q)
 		}
-	}
-	if len(queries) == 0 {
-		return 0, nil
 	}
 	if len(queries) > maxQueries {
 		for i, q := range queries {

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -67,7 +68,11 @@ type podPorts struct {
 
 func parsePorts(data []byte) (podPorts, error) {
 	var r podPorts
-	if err := json.Unmarshal(data, &r); err != nil {
+	into := any(&r)
+	if bytes.HasPrefix(data, []byte("[")) { // of a daemon that did not record the pod's name yet
+		into = &r.Ports
+	}
+	if err := json.Unmarshal(data, into); err != nil {
 		return r, err
 	}
 	for _, p := range r.Ports {

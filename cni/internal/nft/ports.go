@@ -9,7 +9,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
-	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/internal/conntrack"
 	"github.com/gantry-cri/gantry/cni/internal/hostport"
@@ -66,9 +65,7 @@ func (t *Table) Publish(ctx context.Context, pod, name string, ports []Port) err
 		return err
 	}
 	// Behind the rules: the next packet of a client that sends already makes its flow anew, by them.
-	if err := forgotten(ctx, conntrack.Published, ports); err != nil {
-		return errors.Join(fmt.Errorf("publishing host ports of pod %s: %w", pod, err), t.Unpublish(ctx, pod))
-	}
+	t.late.add(ctx, ports)
 	return nil
 }
 
@@ -87,20 +84,6 @@ func (t *Table) publish(pod string, r podPorts) error {
 		return errors.Join(fmt.Errorf("publishing host ports of pod %s: %w", pod, err), t.journal.Delete(pod))
 	}
 	return nil
-}
-
-// forgotten runs a function of package conntrack. Where the kernel has none, host ports work but for clients that
-// never stop to send.
-func forgotten(ctx context.Context, forget func([]conntrack.Port) (int, error), ports []Port) error {
-	n, err := forget(flows(ports))
-	if n > 0 {
-		klog.FromContext(ctx).V(4).Info("Made the kernel forget flows to host ports", "flows", n)
-	}
-	if errdefs.IsNotImplemented(err) {
-		klog.FromContext(ctx).Info("Clients of UDP host ports may wait for minutes for the pod's successor", "reason", err.Error())
-		return nil
-	}
-	return err
 }
 
 func (t *Table) claim(pod string, r podPorts) error {
@@ -171,7 +154,7 @@ func (t *Table) Unpublish(ctx context.Context, pod string) error {
 		return nil
 	}
 	if err == nil { // behind the rules, so that no packet makes such a flow again; and not under the lock, see conntrack
-		err = forgotten(ctx, conntrack.Unpublished, ports)
+		err = forgotten(ctx, conntrack.Unpublished, flows(ports))
 	}
 	if err == nil {
 		err = t.release(pod)
@@ -205,34 +188,41 @@ func (t *Table) release(pod string) error {
 }
 
 // Sweep takes the host ports of every pod away that is not live, and writes the table anew when there is anything
-// to have one for: after it the kernel has what the records say.
+// to have one for: after it the kernel has what the records say. On error the ports of the others stay theirs, as with
+// Unpublish, for the next start.
 func (t *Table) Sweep(ctx context.Context, live map[string]bool) (released int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var dead []string
-	var ports []Port
+	var deadPorts, livePorts []Port
 	for pod, r := range t.pods {
-		if !live[pod] {
-			dead = append(dead, pod)
-			ports = append(ports, r.Ports...)
+		if live[pod] {
+			livePorts = append(livePorts, r.Ports...)
+			continue
 		}
-	}
-	for _, pod := range dead {
-		t.unclaim(pod)
+		r.gone = true
+		t.pods[pod] = r
+		dead = append(dead, pod)
+		deadPorts = append(deadPorts, r.Ports...)
 	}
 	if len(t.networks) > 0 || len(dead) > 0 {
 		if err := t.replace(); err != nil {
-			return 0, err // the records stay; the next start finds them again
+			return 0, err
 		}
 	}
-	if err := forgotten(ctx, conntrack.Unpublished, ports); err != nil {
+	if err := forgotten(ctx, conntrack.Unpublished, flows(deadPorts)); err != nil {
 		return 0, err
 	}
+	t.late.add(ctx, livePorts) // the daemon before may have died with some of its own to do
 	var errs []error
 	for _, pod := range dead {
-		errs = append(errs, t.journal.Delete(pod))
+		err := t.journal.Delete(pod)
+		if err == nil {
+			t.unclaim(pod)
+		}
+		errs = append(errs, err)
 	}
-	return len(ports), errors.Join(errs...)
+	return len(deadPorts), errors.Join(errs...)
 }
 
 // Len is the number of host ports given to pods.

@@ -30,6 +30,7 @@ type Network struct {
 type Table struct {
 	name    string
 	journal *journal.Journal
+	late    lateFlush
 
 	mu       sync.Mutex
 	networks map[string]Network  // by name
@@ -78,6 +79,7 @@ func (t *Table) Delete() error {
 
 // Close closes the netlink socket and the journal; the table stays in the kernel.
 func (t *Table) Close() error {
+	t.late.close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return errors.Join(t.close(), t.journal.Close())

@@ -175,6 +175,7 @@ func TestBadPorts(t *testing.T) {
 // FuzzParsePorts feeds records; what is accepted must be possible to write into a table.
 func FuzzParsePorts(f *testing.F) {
 	f.Add([]byte(`{"pod":"ns/a","ports":[{"protocol":"tcp","hostIP":"0.0.0.0","hostPort":80,"target":"10.0.0.2:80"}]}`))
+	f.Add([]byte(`[{"protocol":"tcp","hostIP":"0.0.0.0","hostPort":80,"target":"10.0.0.2:80"}]`))
 	s := newSets(&nftables.Table{Name: "x", Family: nftables.TableFamilyINet})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := parsePorts(data)
@@ -187,4 +188,43 @@ func FuzzParsePorts(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestSweepFails lets the journal fail while a dead pod's ports are taken away: nobody else gets them, since the next
+// start reads the record again.
+func TestSweepFails(t *testing.T) {
+	dir := t.TempDir()
+	table := newTable(t, dir)
+	if err := table.Publish(t.Context(), "a", "ns/a", []Port{port("tcp", "0.0.0.0:80", "10.212.0.2:80")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := table.journal.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Sweep(t.Context(), nil); err == nil {
+		t.Fatal("a record was deleted in a closed journal")
+	}
+	if got := elements(t, table, "anyports4"); got != 0 {
+		t.Errorf("%d elements left, want 0", got)
+	}
+	err := table.Publish(t.Context(), "b", "ns/b", []Port{port("tcp", "0.0.0.0:80", "10.212.0.3:80")})
+	if !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("%v, want already exists", err)
+	}
+}
+
+// TestOldRecord opens the host ports of a daemon that recorded them without the pod's name: they stay the pod's.
+func TestOldRecord(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ports")
+	if err := os.WriteFile(path, []byte(`{"k":"a","v":[{"protocol":"tcp","hostIP":"0.0.0.0","hostPort":80,"target":"10.0.0.2:80"}]}`+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	table, err := Open(t.Context(), "unused", path, map[string]Network{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	if want := port("tcp", "0.0.0.0:80", "10.0.0.2:80"); len(table.pods["a"].Ports) != 1 || table.pods["a"].Ports[0] != want {
+		t.Errorf("%+v, want %s", table.pods["a"], want)
+	}
 }
