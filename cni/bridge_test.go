@@ -210,6 +210,10 @@ func TestHostPortsIPv6(t *testing.T) {
 	if _, err := ask(t, "", "tcp", at(netip.IPv6Loopback(), 18080), time.Second); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("::1: %v, want connection refused at once", err)
 	}
+	bridge := netip.MustParseAddr("fe80::858:aff:fed5:1%eth0")
+	if _, err := ask(t, client.NetNS, "tcp", at(bridge, 18080), time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("%s: %v, want connection refused at once", bridge, err)
+	}
 }
 
 func TestHostPorts(t *testing.T) {

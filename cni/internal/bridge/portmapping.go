@@ -42,6 +42,9 @@ func (r rawPort) parse() (PortMapping, error) {
 		if p.HostIP == netip.IPv6Loopback() {
 			return p, fmt.Errorf("hostIP ::1 of host port %d cannot be served, since IPv6 has no route_localnet; name 127.0.0.1 or an address of the node: %w", r.HostPort, errdefs.ErrInvalidArgument)
 		}
+		if p.HostIP.Is6() && p.HostIP.IsLinkLocalUnicast() {
+			return p, fmt.Errorf("hostIP %s of host port %d cannot be served, since nothing is forwarded between link-local addresses: %w", p.HostIP, r.HostPort, errdefs.ErrInvalidArgument)
+		}
 		if p.HostIP.IsMulticast() {
 			return p, fmt.Errorf("hostIP %s of host port %d is no address of a node: %w", p.HostIP, r.HostPort, errdefs.ErrInvalidArgument)
 		}

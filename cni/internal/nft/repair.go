@@ -8,7 +8,8 @@ import (
 )
 
 // Repair writes the table anew if it is gone, and tells whether it was: nft flush ruleset, which is how nftables.service
-// begins, takes masquerade and host ports from all pods. It costs one message while the table is there.
+// begins, takes masquerade and host ports from all pods. So it does when br_netfilter was loaded or switched meanwhile.
+// It costs one message while the table is there.
 func (t *Table) Repair() (gone bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -25,6 +26,9 @@ func (t *Table) Repair() (gone bool, err error) {
 	}
 	for _, table := range tables {
 		if table.Name == t.name {
+			if t.bridged != readBridgedHooks() {
+				return false, t.replace()
+			}
 			return false, nil
 		}
 	}

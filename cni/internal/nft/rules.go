@@ -16,7 +16,13 @@ const (
 	reg2 = reg0 + 2
 	reg4 = reg0 + 4
 	reg5 = reg0 + 5
+	reg8 = reg0 + 8 // behind every key and value
 )
+
+// hostPortMark is the bit of a packet's mark that tells postrouting that the connection goes to a host port of this
+// table: its status alone may say so of a service's, which is somebody else's to masquerade. The bits of kube-proxy
+// (0x4000, 0x8000) and of the reference plugin portmap (0x2000) mean masquerade to others.
+const hostPortMark = 0x1000
 
 const ctStatusDNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
 
@@ -26,14 +32,18 @@ type family struct {
 	proto            byte
 	addr             nftables.SetDatatype
 	saddrOff, addrSz uint32
-	afterAddr        uint32 // register behind an address at reg0
-	multicast        netip.Prefix
+	afterAddr        uint32         // register behind an address at reg0
+	onLink           []netip.Prefix // multicast, broadcast, link-local: packets there never leave the bridge
 }
+
+var linkLocal6 = netip.MustParsePrefix("fe80::/10")
 
 func families() [2]family {
 	return [2]family{
-		{"4", unix.NFPROTO_IPV4, nftables.TypeIPAddr, 12, 4, reg1, netip.MustParsePrefix("224.0.0.0/4")},
-		{"6", unix.NFPROTO_IPV6, nftables.TypeIP6Addr, 8, 16, reg4, netip.MustParsePrefix("ff00::/8")},
+		{"4", unix.NFPROTO_IPV4, nftables.TypeIPAddr, 12, 4, reg1,
+			[]netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32")}},
+		{"6", unix.NFPROTO_IPV6, nftables.TypeIP6Addr, 8, 16, reg4,
+			[]netip.Prefix{netip.MustParsePrefix("ff00::/8"), linkLocal6}},
 	}
 }
 
@@ -75,7 +85,7 @@ func (s sets) all() []*nftables.Set {
 }
 
 // addRules puts the chains and rules of the package comment into the batch.
-func addRules(c *nftables.Conn, t *nftables.Table, s sets) {
+func addRules(c *nftables.Conn, t *nftables.Table, s sets, bridged bridgedHooks) {
 	chain := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) func(...[]expr.Any) {
 		ch := c.AddChain(&nftables.Chain{Table: t, Name: name, Type: typ, Hooknum: hook, Priority: prio})
 		return func(parts ...[]expr.Any) {
@@ -92,6 +102,7 @@ func addRules(c *nftables.Conn, t *nftables.Table, s sets) {
 
 	host := chain("hostports", "", nil, nil)
 	host(v6.is(), v6.within(v6.daddr(), netip.MustParsePrefix("::1/128")), verdict(expr.VerdictReturn))
+	host(v6.is(), v6.within(v6.daddr(), linkLocal6), verdict(expr.VerdictReturn))
 	for i, f := range fams {
 		host(f.is(), f.load(f.daddr(), reg0), l4port(f.afterAddr), f.dnat(s.ports[i]))
 		host(f.is(), l4port(reg0), f.dnat(s.anyPorts[i]))
@@ -109,7 +120,11 @@ func addRules(c *nftables.Conn, t *nftables.Table, s sets) {
 	toBridge := name(expr.MetaKeyOIFNAME, s.bridges)
 	post(toBridge, dnatted(), v4.is(), v4.within(v4.saddr(), loopback), masquerade)
 	for i, f := range fams {
-		post(toBridge, dnatted(), f.is(), f.in(f.saddr(), s.pods[i], false), f.in(f.daddr(), s.pods[i], false), masquerade)
+		through := dnatted()
+		if bridged[i] {
+			through = marked()
+		}
+		post(toBridge, through, f.is(), f.in(f.saddr(), s.pods[i], false), f.in(f.daddr(), s.pods[i], false), masquerade)
 		post(f.is(), f.in(f.saddr(), s.masq[i], false), f.in(f.daddr(), s.direct[i], true), masquerade)
 	}
 }
@@ -140,11 +155,19 @@ func l4port(reg uint32) []expr.Any {
 }
 
 func dnatted() []expr.Any {
-	bit := binaryutil.NativeEndian.PutUint32(ctStatusDNAT)
+	return hasBit(&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0}, ctStatusDNAT)
+}
+
+func marked() []expr.Any {
+	return hasBit(&expr.Meta{Key: expr.MetaKeyMARK, Register: reg0}, hostPortMark)
+}
+
+// hasBit matches one bit of what load puts at reg0.
+func hasBit(load expr.Any, bit uint32) []expr.Any {
 	zero := make([]byte, 4)
 	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: bit, Xor: zero},
+		load,
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bit), Xor: zero},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: zero},
 	}
 }
@@ -178,10 +201,14 @@ func (f family) in(offset uint32, s *nftables.Set, invert bool) []expr.Any {
 	return append(f.load(offset, reg0), &expr.Lookup{SourceRegister: reg0, SetName: s.Name, SetID: s.ID, Invert: invert})
 }
 
-// dnat looks the key at reg0 up and goes to the address and port that the map has for it.
+// dnat looks the key at reg0 up, marks the packet and goes to the address and port that the map has for the key.
 func (f family) dnat(m *nftables.Set) []expr.Any {
+	native := binaryutil.NativeEndian
 	return []expr.Any{
 		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg8},
+		&expr.Bitwise{SourceRegister: reg8, DestRegister: reg8, Len: 4, Mask: native.PutUint32(^uint32(hostPortMark)), Xor: native.PutUint32(hostPortMark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg8},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: reg0, RegProtoMin: f.afterAddr},
 	}
 }

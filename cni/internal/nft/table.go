@@ -37,6 +37,7 @@ type Table struct {
 	pods     map[string]podPorts // by pod id: claimed, and in the kernel's maps unless gone
 	claims   map[portKey][]claim
 	written  bool           // the kernel has the table as of this process
+	bridged  bridgedHooks   // as written
 	conn     *nftables.Conn // nil until used, and after an error
 }
 
@@ -120,6 +121,7 @@ func bigBuffers(c *netlink.Conn) error {
 
 // replace writes the whole table anew, in one transaction: packets see the old rules or the new ones.
 func (t *Table) replace() error {
+	t.bridged = readBridgedHooks()
 	err := t.batch(func(c *nftables.Conn) error {
 		table := &nftables.Table{Name: t.name, Family: nftables.TableFamilyINet}
 		c.AddTable(table)
@@ -131,7 +133,7 @@ func (t *Table) replace() error {
 				return err
 			}
 		}
-		addRules(c, table, s)
+		addRules(c, table, s, t.bridged)
 		return t.addElements(c, s)
 	})
 	if err != nil {
@@ -162,7 +164,7 @@ func (t *Table) addElements(c *nftables.Conn, s sets) error {
 	for i, f := range families() {
 		elements[s.pods[i]] = intervals(pods, i == 0)
 		elements[s.masq[i]] = intervals(masq, i == 0)
-		elements[s.direct[i]] = intervals(slices.Concat(pods, direct, []netip.Prefix{f.multicast}), i == 0)
+		elements[s.direct[i]] = intervals(slices.Concat(pods, direct, f.onLink), i == 0)
 	}
 	for _, r := range t.pods {
 		if r.gone {
