@@ -92,6 +92,9 @@ func (n *Networks) reload(ctx context.Context) (again time.Duration) {
 	return n.pace.look
 }
 
+// maxBad bounds how many files that are not valid are passed over, and logged.
+const maxBad = 100
+
 type badFile struct {
 	file string
 	err  error
@@ -115,7 +118,9 @@ func readConfDir(dir string) (*conf, []badFile) {
 		path := filepath.Join(dir, e.Name())
 		list, err := readConf(path)
 		if err != nil {
-			bad = append(bad, badFile{path, err})
+			if bad = append(bad, badFile{path, err}); len(bad) == maxBad {
+				return nil, append(bad, badFile{dir, fmt.Errorf("%d files in it are not valid, those behind %s are not looked at: remove them", maxBad, e.Name())})
+			}
 			continue
 		}
 		return &conf{file: path, list: list}, bad
@@ -152,6 +157,7 @@ func inline(dir string, data []byte) ([]byte, error) {
 		return nil, err
 	}
 	var plugins []json.RawMessage
+	size := len(data)
 	if !list.LoadOnlyInlinedPlugins {
 		files, err := libcni.ConfFiles(filepath.Join(dir, list.Name), []string{".conf"})
 		if err != nil {
@@ -164,6 +170,9 @@ func inline(dir string, data []byte) ([]byte, error) {
 			}
 			if err != nil {
 				return nil, fmt.Errorf("plugin %s: %w", file, err)
+			}
+			if size += len(plugin); size > maxFile { // every pod's record has it
+				return nil, fmt.Errorf("list has more than %d bytes with its plugins up to %s", maxFile, file)
 			}
 			plugins = append(plugins, plugin)
 		}
