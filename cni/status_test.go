@@ -154,8 +154,8 @@ func TestStatusOfTheFirst(t *testing.T) {
 	n.turn("STATUS", "hang")
 	n.write("10-x.conflist", n.of("1.1.0", "first", ""))
 	n.uses("first")
-	if err := n.Status(); err == nil || !strings.Contains(err.Error(), "no CNI configuration") {
-		t.Errorf("status %v, want that of before", err)
+	if n.Status() == nil { // that of before: there was no file, or half of it
+		t.Error("the network is ready")
 	}
 }
 
