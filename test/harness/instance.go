@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -278,8 +279,9 @@ func (i *Instance) PID() int { return i.cmd.Process.Pid }
 // SupervisorPIDs are the process ids of the instance's supervisors; there must never be more than one.
 func (i *Instance) SupervisorPIDs() []int {
 	var pids []int
-	for _, p := range descendants(os.Getpid()) {
-		if !p.zombie && strings.Contains(p.command, "gantry-supervisor") && strings.Contains(p.command, i.Dir) {
+	for _, p := range descendants(os.Getpid()) { // parents first
+		// A child of one is none: it has the same command until it has executed its own.
+		if !p.zombie && strings.Contains(p.command, "gantry-supervisor") && strings.Contains(p.command, i.Dir) && !slices.Contains(pids, p.parent) {
 			pids = append(pids, p.pid)
 		}
 	}

@@ -54,7 +54,7 @@ func readProcess(pid int) (process, bool) {
 	return p, true
 }
 
-// descendants lists the living and dead processes below root, in no order.
+// descendants lists the living and dead processes below root, parents before their children.
 func descendants(root int) []process {
 	children := map[int][]process{}
 	entries, err := os.ReadDir("/proc")
