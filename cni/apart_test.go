@@ -35,11 +35,10 @@ func apart(t *testing.T) bool {
 			cmd.Env = append(cmd.Env, kv)
 		}
 	}
-	built, err := buildPlugin()
-	if err != nil {
-		t.Fatal(err)
+	cmd.Env = append(cmd.Env, apartEnv+"="+t.Name())
+	if built, err := buildPlugin(); err == nil { // else, in the virtual machine without Go, the test says so if it needs it
+		cmd.Env = append(cmd.Env, builtEnv+"="+built)
 	}
-	cmd.Env = append(cmd.Env, apartEnv+"="+t.Name(), builtEnv+"="+built)
 	runtime.LockOSThread() // with whose end the process would be killed
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}

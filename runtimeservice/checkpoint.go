@@ -81,10 +81,10 @@ func (s *containers) checkpoint(ctx context.Context, c *container, location stri
 	defer out.Close()
 	// On the disk, not in the run directory: it gets as much as the container has memory.
 	dir := filepath.Join(s.checkpointsDir(), c.id)
-	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, checkpointImages), 0o700)); err != nil {
+	if err := errors.Join(removeDumps(dir), os.MkdirAll(filepath.Join(dir, checkpointImages), 0o700)); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }() // which also ends a dump that goes on after ctx's end
+	defer func() { err = errors.Join(err, removeDumps(dir)) }()
 	if err := s.host.CheckpointContainer(ctx, c.id, filepath.Join(dir, checkpointImages), dir); err != nil {
 		if said := dumpErrors(filepath.Join(dir, checkpointLog)); said != "" {
 			err = fmt.Errorf("%w (CRIU: %s)", err, said)
@@ -133,6 +133,17 @@ func (u *upTo) Write(p []byte) (int, error) {
 		return 0, u.c.tooLarge(uint64(u.c.cfg.MaxCheckpoint - u.left))
 	}
 	return u.w.Write(p)
+}
+
+// removeDumps removes a directory of dumps, which also ends one that goes on after its caller's end: it finds no place
+// for its next file. Until then it may make one between those that are there and the directory.
+func removeDumps(dir string) error {
+	err := os.RemoveAll(dir)
+	for tries := 0; errors.Is(err, unix.ENOTEMPTY) && tries < 100; tries++ {
+		time.Sleep(time.Millisecond)
+		err = os.RemoveAll(dir)
+	}
+	return err
 }
 
 // checkpointsDir holds what checkpoints under way have: sweep makes it anew.

@@ -261,7 +261,7 @@ func (c *core) sweep(ctx context.Context) error {
 	}
 	isPod := func(id string) bool { _, err := c.index.pod(id); return err == nil }
 	return errors.Join(
-		os.RemoveAll(c.checkpointsDir()),
+		removeDumps(c.checkpointsDir()),
 		os.Mkdir(c.checkpointsDir(), 0o700),
 		c.host.Sweep(ctx, isPod, func(id string) bool {
 			_, err := c.index.container(id)
