@@ -26,8 +26,8 @@ readonly alone='AppArmorDefaultProfile'
 readonly kernels='AppArmor$|Capabilit|Confinement|Cgroup|Checkpoint|ContainerLifecycle|Stats|Device|ExecSync($|Timeout)|HostN|Metrics$|Mount(s|Propagation)|OOM|Pod(Init|Lifecycle)$|Privileged|Resources|Security(Of|Con|Ch|M|U)|UserNamespace($|V|H|F)|PIDNamespace|Sysctls|Update'
 # Those of them that run behind critest, so that both processors have work to the end.
 readonly behind='AppArmor$|Capabilit|Confinement|Checkpoint|OOM|Privileged|Sysctls|UserNamespace($|V|H|F)'
-# CNI's own plugins with what Debian's kernel has as modules, and SCTP.
-readonly plugins='^TestReference(Macvlan|Plugins)$/^(bandwidth|traffic)$'
+# What Debian's kernel has as modules, which somebody must load: macvlan, limits of bandwidth.
+readonly modules='^Test(ReferenceMacvlan|BandwidthKilled)$'
 readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
 # And with systemd, whose part are the cgroups.
 readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
@@ -78,7 +78,7 @@ script() {
 		test/critest) only=TestCRIConformance ;;
 		test/e2e) only=${run:-$e2e_run} ;;
 		imageservice/internal/layer) only=${run:-$layers_run} ;;
-		cni) only=${run:-$plugins_run} ;;
+		cni) only=${run:-$modules_run} ;;
 		*) only=$run ;;
 		esac
 		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun GANTRY_TEST_CGROUP_DRIVER="$driver" \
@@ -120,14 +120,14 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-e2e_run='' layers_run='' plugins_run='' alone_run='' behind_run=''
+e2e_run='' layers_run='' modules_run='' alone_run='' behind_run=''
 if ((!${#packages[@]})); then
 	if [[ $init == systemd ]]; then
 		packages=(test/e2e test/critest) e2e_run=$cgroups focus=${focus:-$cgroup_specs}
 	elif [[ $init == selinux ]]; then
 		packages=(test/e2e test/critest) e2e_run=SELinux focus=${focus:-SELinux}
 	else
-		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers plugins_run=$plugins
+		packages=("${meant[@]}") e2e_run=$kernels layers_run=$layers modules_run=$modules
 		[[ -n $run ]] || alone_run=$alone behind_run=$behind
 	fi
 fi

@@ -52,7 +52,7 @@ programs() {
 		add "$(command -v "$p")" "/usr/bin/$p"
 	done
 	# CNI's own plugins; the tests look for rules that they leave.
-	for p in bridge host-local bandwidth macvlan; do add "/usr/lib/cni/$p"; done
+	for p in host-local macvlan; do add "/usr/lib/cni/$p"; done
 	for p in iptables-save ip6tables-save; do add "$(command -v iptables-nft)" "/usr/bin/$p"; done
 	# CRIU stops the network of what it dumps, with nftables where iptables are not there.
 	install -d "$root/etc/criu"
