@@ -12,7 +12,8 @@ import (
 const isolatedEnv = "GANTRY_TEST_OWN_NETWORK"
 
 // isolate moves the tests into a network namespace of their own, which takes with it what plugins make for the node:
-// bridges, rules, sysctls, and into a mount namespace, so that no other program has a copy of the pods' pins. As threads have namespaces, the program starts anew in the one that has left the machine's.
+// bridges, rules, sysctls, and into a mount namespace, so that no other program has a copy of the pods' pins. As threads
+// have namespaces, the program starts anew in the one that has left the machine's.
 func isolate() error {
 	if os.Geteuid() != 0 {
 		return nil // the tests say themselves that they need root
