@@ -36,6 +36,7 @@ type Copier struct {
 	large bool
 
 	finite bool
+	sinks  sinks
 
 	bytes atomic.Uint64
 	done  chan struct{}
@@ -94,6 +95,7 @@ func (c *Copier) Stop() {
 func (c *Copier) run() {
 	defer close(c.done)
 	defer c.src.Close()
+	defer c.sinks.end()
 	if c.slot != nil {
 		c.flush(false)
 	}
@@ -148,6 +150,7 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	switch {
 	case got > 0:
 		c.bytes.Add(uint64(got))
+		c.sinks.put(c.slot.raw[b : b+got])
 		if got >= hotRead && !c.large {
 			c.large = true
 			_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, hotPipe) // a larger pipe is only faster
