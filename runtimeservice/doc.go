@@ -4,7 +4,7 @@
 // sandbox's).
 //
 // [Service] embeds one type for each group of RPCs: pods, containers, exec,
-// stats, node. They share the index, the in-memory books of all pods and
+// streaming, stats, node. They share the index, the in-memory books of all pods and
 // containers, from which every read is answered; a read takes only the short
 // locks of the index and of one object, none that is held while something slow
 // happens.

@@ -25,14 +25,11 @@ const execResponseLimit = 16<<20 - 1024
 // killed and the error is context.DeadlineExceeded, which is what the kubelet
 // takes for a failed probe.
 func (s *exec) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
-	c, err := s.index.container(req.GetContainerId())
+	c, err := s.running(req.GetContainerId())
 	if err != nil {
 		return nil, err
 	}
-	if state := c.getState(); state != lifecycle.ContainerRunning {
-		return nil, fmt.Errorf("container %s (%s) is %v, not running: %w", c.key.name, c.id, state, errdefs.ErrFailedPrecondition)
-	}
-	process, err := s.process(c, req.GetCmd())
+	process, err := s.process(c, req.GetCmd(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +50,20 @@ func (s *exec) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(res.ExitCode)}, nil
 }
 
-// process is the container's first process with another command.
-func (s *core) process(c *container, cmd []string) (*specs.Process, error) {
+// running returns a container by id if it runs.
+func (s *core) running(id string) (*container, error) {
+	c, err := s.index.container(id)
+	if err != nil {
+		return nil, err
+	}
+	if state := c.getState(); state != lifecycle.ContainerRunning {
+		return nil, fmt.Errorf("container %s (%s) is %v, not running: %w", c.key.name, c.id, state, errdefs.ErrFailedPrecondition)
+	}
+	return c, nil
+}
+
+// process is the container's first process with another command, and with or without a terminal.
+func (s *core) process(c *container, cmd []string, tty bool) (*specs.Process, error) {
 	c.mu.Lock()
 	own := c.process
 	c.mu.Unlock()
@@ -68,7 +77,7 @@ func (s *core) process(c *container, cmd []string) (*specs.Process, error) {
 		c.process = own
 		c.mu.Unlock()
 	}
-	return ocispec.BuildExec(&specs.Spec{Process: own}, cmd, false), nil
+	return ocispec.BuildExec(&specs.Spec{Process: own}, cmd, tty), nil
 }
 
 // fitTogether cuts the ends off two outputs so that they have at most limit

@@ -77,6 +77,8 @@ type pod struct {
 	labels  selinux.Labels                               // reserved until the record is deleted; empty without SELinux
 	cgroups []string                                     // made for this pod, shallowest first; changed under core.cgroupsMu only
 	sized   *runtimeapi.UpdatePodSandboxResourcesRequest // what the last one has made it; nil without
+	// left is closed when the pod leaves PodReady; made when somebody first waits for that.
+	left chan struct{}
 	// cgroupsGone: the pod's turn to remove cgroups has passed, it inherits none.
 	cgroupsGone bool
 }
@@ -105,10 +107,26 @@ func (p *pod) mustBeReady() error {
 	return nil
 }
 
+// whileReady is closed when the pod, which must be ready, is so no longer.
+func (p *pod) whileReady() (<-chan struct{}, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state != lifecycle.PodReady {
+		return nil, fmt.Errorf("pod %s/%s (%s) is %v, not ready: %w", p.key.namespace, p.key.name, p.id, p.state, errdefs.ErrFailedPrecondition)
+	}
+	if p.left == nil {
+		p.left = make(chan struct{})
+	}
+	return p.left, nil
+}
+
 // set gives the pod a state and tells of what the CRI shows of that.
 func (p *pod) set(next lifecycle.Pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.state == lifecycle.PodReady && next != lifecycle.PodReady && p.left != nil { // which it never becomes again
+		close(p.left)
+	}
 	before, was := shownPod(p.state)
 	after, is := shownPod(next)
 	p.state = next

@@ -38,6 +38,15 @@ type Config struct {
 	// SELinux gives containers labels. The caller has seen that selinux.Check has no objection.
 	SELinux       bool
 	MaxCheckpoint int64 // bytes of a checkpoint; 0 = none is made
+	Streaming     Streaming
+}
+
+// Streaming gives out the URLs at which a client has what it asks for; then
+// comes [Service.ExecSession], [Service.AttachSession] or [Service.ForwardPort].
+type Streaming interface {
+	Exec(*runtimeapi.ExecRequest) (url string, err error)
+	Attach(*runtimeapi.AttachRequest) (url string, err error)
+	PortForward(*runtimeapi.PortForwardRequest) (url string, err error)
 }
 
 // Handler is a runtime handler: a name of the configuration and the OCI runtime behind it.
@@ -63,6 +72,7 @@ type Service struct {
 	*pods
 	*containers
 	*exec
+	*streaming
 	*stats
 	*node
 	unbuilt
@@ -108,6 +118,9 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
 	}
+	if cfg.Streaming == nil {
+		cfg.Streaming = noStreaming{}
+	}
 	version2 := host.CgroupVersion() == cgroup.V2
 	for i, h := range cfg.Handlers {
 		if h.CgroupWritable && !version2 && h.Err == nil {
@@ -128,7 +141,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 		return nil, err
 	}
 	s := &Service{
-		pods: &pods{c}, containers: &containers{c}, exec: &exec{c}, stats: &stats{c}, node: &node{core: c},
+		pods: &pods{c}, containers: &containers{c}, exec: &exec{c}, streaming: &streaming{c}, stats: &stats{c}, node: &node{core: c},
 		core: c,
 	}
 	if err := c.takeOver(ctx); err != nil {

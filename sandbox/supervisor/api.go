@@ -51,8 +51,8 @@ type ExecRequest struct {
 	ID      string          `json:"id"`
 	Process json.RawMessage `json:"process"` // OCI specs.Process
 
-	// The process gets these; nil is /dev/null. They stay the caller's to
-	// close, and are made blocking.
+	// The process gets these; nil is /dev/null. They are made blocking, and
+	// closed here as soon as they are sent; else the caller closes them, who may do so twice.
 	Stdin  *os.File `json:"-"`
 	Stdout *os.File `json:"-"`
 	Stderr *os.File `json:"-"`

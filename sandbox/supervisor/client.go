@@ -241,7 +241,9 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		}
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
-	if err := conn.Send(wire.Request{Version: version, Op: op, Body: raw}, files...); err != nil {
+	err = conn.Send(wire.Request{Version: version, Op: op, Body: raw}, files...)
+	closeAll(files) // so that whoever has the other end of a pipe sees when the process has gone
+	if err != nil {
 		return fail(err)
 	}
 	for {
