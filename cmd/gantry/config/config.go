@@ -38,10 +38,11 @@ type Config struct {
 	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
 	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
 
-	CNI      CNI                `toml:"cni" comment:"Networks by CNI plugins. The first configuration of conf_dir by name is used, and read anew when it changes."`
-	Network  Network            `toml:"network" comment:"The network that serves when cni.conf_dir has no configuration.\nInstances beside each other on one machine need a bridge, subnets and table each."`
-	Images   Images             `toml:"images" comment:"Pulling and keeping images."`
-	Runtimes map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of their handler. Default, when none is named: runc and crun where installed."`
+	CNI       CNI                `toml:"cni" comment:"Networks by CNI plugins. The first configuration of conf_dir by name is used, and read anew when it changes."`
+	Network   Network            `toml:"network" comment:"The network that serves when cni.conf_dir has no configuration.\nInstances beside each other on one machine need a bridge, subnets and table each."`
+	Streaming Streaming          `toml:"streaming" comment:"Where exec, attach and port-forward clients connect to, with a token that is used once. The kubelet does so from this node."`
+	Images    Images             `toml:"images" comment:"Pulling and keeping images."`
+	Runtimes  map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of their handler. Default, when none is named: runc and crun where installed."`
 }
 
 // CNI is where CNI configuration and plugins lie.
@@ -57,6 +58,16 @@ type Network struct {
 	Subnets            []netip.Prefix `toml:"subnets" comment:"Addresses of pods: one prefix, or two of different families. The kubelet's pod CIDR goes before."`
 	NonMasqueradeCIDRs []netip.Prefix `toml:"non_masquerade_cidrs" comment:"Where pods go with their own address, beside each other's: networks that have a route to the pods' subnets. Elsewhere they have the node's."`
 	Table              string         `toml:"table" comment:"nftables table for masquerading and host ports. Default: gantry, followed by the bridge's name if that is not gantry0."`
+}
+
+// Streaming is the server behind the URLs of exec, attach and port-forward.
+type Streaming struct {
+	Address         string   `toml:"address" comment:"IP address and port, which may be 0 for any that is free. One that other machines reach takes tls_cert and tls_key."`
+	IdleTimeout     Duration `toml:"idle_timeout" comment:"A session in which nothing is sent either way for so long is ended."`
+	CreationTimeout Duration `toml:"creation_timeout" comment:"How long a client may take, once connected, to open its streams."`
+	TLSCert         string   `toml:"tls_cert" comment:"Certificate in PEM, for TLS of version 1.2 at least. Read anew when it changes, as are the other two."`
+	TLSKey          string   `toml:"tls_key" comment:"Its key."`
+	TLSClientCA     string   `toml:"tls_client_ca" comment:"Clients must have a certificate of this CA; the kubelet has none to show."`
 }
 
 // Images is how images are pulled and kept.
@@ -122,6 +133,7 @@ func Default() Config {
 			Subnets:            []netip.Prefix{netip.MustParsePrefix("10.86.0.0/16")},
 			NonMasqueradeCIDRs: []netip.Prefix{},
 		},
+		Streaming: Streaming{Address: "127.0.0.1:0", IdleTimeout: Duration(4 * time.Hour), CreationTimeout: Duration(30 * time.Second)},
 		Images: Images{
 			MaxDownloads: 6, PullProgressTimeout: Duration(time.Minute), LayerRanges: 1, Pinned: []string{},
 			ShortNames: "docker.io", DockerConfig: "/etc/gantry/docker-config.json",

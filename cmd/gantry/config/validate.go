@@ -25,7 +25,7 @@ var (
 // than the default one is missing is not among them: see [Config.Missing].
 func (c Config) Validate() error {
 	return errors.Join(slices.Concat(
-		c.checkPaths(), c.checkRuntimes(), c.Network.check(), c.Images.check(), c.checkValues())...)
+		c.checkPaths(), c.checkRuntimes(), c.Network.check(), c.Streaming.check(), c.Images.check(), c.checkValues())...)
 }
 
 func wrong(key string, value any, format string, args ...any) error {
@@ -117,6 +117,34 @@ func (n Network) check() (errs []error) {
 
 // roomy is whether a prefix has addresses for a bridge and a pod.
 func roomy(p netip.Prefix) bool { return p.Addr().BitLen()-p.Bits() >= 2 }
+
+func (s Streaming) check() (errs []error) {
+	addr, err := netip.ParseAddrPort(s.Address)
+	switch {
+	case err != nil:
+		errs = append(errs, wrong("streaming.address", s.Address, "give an IP address and a port, such as 127.0.0.1:0 or [::1]:0"))
+	case !addr.Addr().IsLoopback() && s.TLSCert == "":
+		errs = append(errs, wrong("streaming.address", s.Address, "other machines reach it; give streaming.tls_cert and tls_key, or a loopback address"))
+	}
+	if t := time.Duration(s.IdleTimeout); t < time.Second || t > 7*24*time.Hour {
+		errs = append(errs, wrong("streaming.idle_timeout", t.String(), "give \"1s\" to \"168h\""))
+	}
+	if t := time.Duration(s.CreationTimeout); t < time.Second || t > time.Hour {
+		errs = append(errs, wrong("streaming.creation_timeout", t.String(), "give \"1s\" to \"1h\""))
+	}
+	if (s.TLSCert == "") != (s.TLSKey == "") {
+		errs = append(errs, wrong("streaming.tls_key", s.TLSKey, "give tls_cert and tls_key, or neither"))
+	}
+	if s.TLSClientCA != "" && s.TLSCert == "" {
+		errs = append(errs, wrong("streaming.tls_client_ca", s.TLSClientCA, "takes tls_cert and tls_key"))
+	}
+	for _, f := range []struct{ key, path string }{{"tls_cert", s.TLSCert}, {"tls_key", s.TLSKey}, {"tls_client_ca", s.TLSClientCA}} {
+		if f.path != "" && !filepath.IsAbs(f.path) {
+			errs = append(errs, wrong("streaming."+f.key, f.path, "give an absolute path"))
+		}
+	}
+	return errs
+}
 
 func (i Images) check() (errs []error) {
 	if i.MaxDownloads < 1 || i.MaxDownloads > 64 {

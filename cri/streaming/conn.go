@@ -1,0 +1,119 @@
+package streaming
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// trackedConn is a client's connection after the upgrade. It is the session's,
+// who closes it whatever the layers above have done, and it knows when
+// something last went over it.
+type trackedConn struct {
+	net.Conn
+	early []byte       // what came together with the request; the reader's
+	since time.Time    // an arbitrary moment that last counts from
+	last  atomic.Int64 // nanoseconds
+}
+
+func (c *trackedConn) touch() { c.last.Store(int64(time.Since(c.since))) }
+
+// idle is how long nothing has gone over the connection.
+func (c *trackedConn) idle() time.Duration { return time.Since(c.since) - time.Duration(c.last.Load()) }
+
+func (c *trackedConn) Read(p []byte) (n int, err error) {
+	if len(c.early) > 0 {
+		n = copy(p, c.early)
+		c.early = c.early[n:]
+		return n, nil
+	}
+	if n, err = c.Conn.Read(p); n > 0 {
+		c.touch()
+	}
+	return n, err
+}
+
+func (c *trackedConn) Write(p []byte) (n int, err error) {
+	if n, err = c.Conn.Write(p); n > 0 {
+		c.touch()
+	}
+	return n, err
+}
+
+// NetConn is what the connection wraps, as of tls.Conn.
+func (c *trackedConn) NetConn() net.Conn { return c.Conn }
+
+// CloseWrite tells the client that nothing more will come.
+func (c *trackedConn) CloseWrite() error {
+	closeWrite(c.Conn)
+	return nil
+}
+
+// closeWrite does so for connections that can.
+func closeWrite(conn net.Conn) {
+	if half, ok := conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // at the end of a session; the connection is closed in any case
+	}
+}
+
+// hungUp returns errGone when the client has closed a connection of which
+// nothing is read at present, and which would therefore not show it.
+func hungUp(conn net.Conn) error {
+	for {
+		inner, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = inner.NetConn()
+	}
+	var revents int16
+	if sock, ok := conn.(syscall.Conn); ok {
+		raw, err := sock.SyscallConn()
+		if err != nil {
+			return err
+		}
+		if err := raw.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+			_, _ = unix.Poll(fds, 0) // an error leaves revents 0: not known to be gone
+			revents = fds[0].Revents
+		}); err != nil {
+			return err // closed
+		}
+	}
+	if revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
+		return errGone
+	}
+	return nil
+}
+
+// hijacker hands the connection of a request over as a trackedConn.
+type hijacker struct {
+	http.ResponseWriter
+	conn *trackedConn // set by Hijack
+}
+
+// Hijack implements http.Hijacker.
+func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	inner, ok := h.ResponseWriter.(http.Hijacker)
+	if !ok {
+		return nil, nil, errors.New("this connection cannot be upgraded")
+	}
+	conn, buffered, err := inner.Hijack()
+	if err != nil {
+		return nil, nil, fmt.Errorf("taking the connection over: %w", err)
+	}
+	h.conn = &trackedConn{Conn: conn, since: time.Now()}
+	if n := buffered.Reader.Buffered(); n > 0 {
+		early, _ := buffered.Reader.Peek(n)
+		h.conn.early = append([]byte(nil), early...)
+	}
+	_ = conn.SetDeadline(time.Time{}) // that of the request's head
+	return h.conn, buffered, nil
+}
