@@ -12,12 +12,15 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/config"
 	"github.com/gantry-cri/gantry/cni"
 	"github.com/gantry-cri/gantry/cri"
+	"github.com/gantry-cri/gantry/cri/streaming"
 	"github.com/gantry-cri/gantry/cri/transfer"
 	"github.com/gantry-cri/gantry/imageservice"
 	"github.com/gantry-cri/gantry/runtimeservice"
@@ -27,6 +30,9 @@ import (
 
 // teardownTimeout bounds what is removed when the daemon ends and no pod is left.
 const teardownTimeout = 10 * time.Second
+
+// streamingTokenTimeout is how long the URL of a streaming session is good for: the kubelet connects at once.
+const streamingTokenTimeout = time.Minute
 
 // serve is the daemon: it takes over what the last one has left, answers the
 // CRI until ctx ends, and leaves what runs running.
@@ -69,21 +75,34 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 		return err
 	}
 	defer closing(&err, networks.Close)
+	streams, err := streaming.Listen(streaming.Config{
+		Address: cfg.Streaming.Address, IdleTimeout: time.Duration(cfg.Streaming.IdleTimeout),
+		CreationTimeout: time.Duration(cfg.Streaming.CreationTimeout), TokenTimeout: streamingTokenTimeout,
+		TLS: streaming.TLS{Cert: cfg.Streaming.TLSCert, Key: cfg.Streaming.TLSKey, ClientCA: cfg.Streaming.TLSClientCA},
+	})
+	if err != nil {
+		return err
+	}
+	defer streams.Close() // again, but for an error before it serves
 	service, err := runtimeservice.Open(ctx, runtimeservice.Config{
 		Root: cfg.Root, Version: version, Handlers: probeHandlers(ctx, cfg), DefaultHandler: cfg.DefaultRuntime,
 		SystemdCgroup: cfg.CgroupDriver == config.Systemd, SeccompRoot: cfg.SeccompDir, ShmSize: int64(cfg.ShmSize), CDISpecDirs: cfg.CDISpecDirs,
-		DeviceOwnership: cfg.DeviceOwnership, SELinux: cfg.SELinux, MaxCheckpoint: int64(cfg.MaxCheckpoint),
+		DeviceOwnership: cfg.DeviceOwnership, SELinux: cfg.SELinux, MaxCheckpoint: int64(cfg.MaxCheckpoint), Streaming: streams,
 	}, host, images, networks)
 	if err != nil {
 		return err
 	}
 	defer closing(&err, service.Close)
 
-	err = cri.Serve(ctx, cri.Config{
-		Socket: cfg.Socket, Transfer: transferred{images},
-		Ready: func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
-	}, service, images)
-	return errors.Join(err, leaveNothing(detached, networks))
+	servers, serving := errgroup.WithContext(ctx) // one does not go on without the other
+	servers.Go(func() error { return streams.Serve(serving, sessions{service}) })
+	servers.Go(func() error {
+		return cri.Serve(serving, cri.Config{
+			Socket: cfg.Socket, Transfer: transferred{images},
+			Ready: func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
+		}, service, images)
+	})
+	return errors.Join(servers.Wait(), leaveNothing(detached, networks))
 }
 
 // leaveNothing removes the bridge and the nftables table if no pod needs them,
@@ -181,6 +200,17 @@ func (t transferred) Pulls() []transfer.Pull {
 		out = append(out, transfer.Pull(p))
 	}
 	return out
+}
+
+// sessions is the runtime service as package streaming wants it.
+type sessions struct{ *runtimeservice.Service }
+
+func (s sessions) ExecSession(ctx context.Context, req *runtimeapi.ExecRequest, st streaming.Streams) (int, error) {
+	return s.Service.ExecSession(ctx, req, sandbox.Streams(st))
+}
+
+func (s sessions) AttachSession(ctx context.Context, req *runtimeapi.AttachRequest, st streaming.Streams) error {
+	return s.Service.AttachSession(ctx, req, sandbox.Streams(st))
 }
 
 // imagesOf is the part of the configuration that images need.
