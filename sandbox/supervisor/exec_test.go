@@ -94,7 +94,12 @@ func TestExecBackgroundChild(t *testing.T) {
 	w := newWorld(t)
 	req := w.container("sleep", "1000")
 	w.run(req)
-	_, code, err := w.exec(w.ctx(), req.ID, "sh", "-c", "sleep 1000 & exit 4")
+	r, wr, err := os.Pipe()
+	w.must(err)
+	defer r.Close()
+	defer wr.Close()
+	p, _ := json.Marshal(specs.Process{Cwd: "/", Env: []string{"PATH=/bin"}, Args: []string{"sh", "-c", "sleep 1000 & exit 4"}})
+	code, err := w.client.Exec(w.ctx(), supervisor.ExecRequest{ID: req.ID, Process: p, Stdout: wr, Stderr: wr})
 	if err != nil || code != 4 {
 		t.Errorf("code %d, %v", code, err)
 	}
@@ -139,8 +144,7 @@ func TestExecEndsWithContainer(t *testing.T) {
 		done <- err
 	}()
 	w.eventually("it runs", func() bool { return len(execFiles(w, req.ID)) > 0 })
-	time.Sleep(50 * time.Millisecond)
-	w.delete(req.ID)
+	w.delete(req.ID) // while the OCI runtime starts the process, or later
 	if err := <-done; err != nil && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		t.Error(err)
 	}

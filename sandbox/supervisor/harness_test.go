@@ -141,7 +141,7 @@ func (w *world) config() supervisor.Config {
 
 func (w *world) connect() {
 	w.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var err error
 	w.client, err = supervisor.Connect(ctx, w.config())
@@ -155,8 +155,11 @@ func (w *world) must(err error) {
 	}
 }
 
+// limit bounds every wait, for machines on which all takes ten times as long.
+const limit = 60 * time.Second
+
 func (w *world) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(w.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(w.Context(), limit)
 	w.Cleanup(cancel)
 	return ctx
 }
@@ -185,7 +188,7 @@ func (w *world) watch() {
 
 func (w *world) exit(id string) supervisor.Exit {
 	w.Helper()
-	limit := time.After(20 * time.Second)
+	late := time.After(limit)
 	for {
 		w.mu.Lock()
 		e, ok := w.exits[id]
@@ -195,7 +198,7 @@ func (w *world) exit(id string) supervisor.Exit {
 		}
 		select {
 		case <-w.news:
-		case <-limit:
+		case <-late:
 			w.Fatalf("no exit of %s is told", id)
 		}
 	}
@@ -261,7 +264,7 @@ func (w *world) delete(id string) {
 	w.must(w.client.Delete(w.ctx(), id))
 }
 
-// exec runs a command and returns its output and code.
+// exec runs a command and returns its output and code. All that it starts must end with it.
 func (w *world) exec(ctx context.Context, id string, args ...string) (out string, code int, err error) {
 	p, merr := json.Marshal(specs.Process{Cwd: "/", Env: []string{"PATH=/bin"}, Args: args})
 	w.must(merr)
@@ -273,7 +276,7 @@ func (w *world) exec(ctx context.Context, id string, args ...string) (out string
 	done.Go(func() { _, _ = io.Copy(&buf, r) })
 	code, err = w.client.Exec(ctx, supervisor.ExecRequest{ID: id, Process: p, Stdout: wr, Stderr: wr})
 	_ = wr.Close()
-	_ = r.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	_ = r.SetReadDeadline(time.Now().Add(limit))
 	done.Wait()
 	return buf.String(), code, err
 }
@@ -314,24 +317,29 @@ func texts(lines []line, stream string) []string {
 	return out
 }
 
-// supervisorPID asks the socket's lock holder.
+// supervisorPID is that of the supervisor that this process has started, 0 if there is none. Children of a supervisor
+// are none: they have its command until they have executed their own.
 func (w *world) supervisorPID() int {
 	w.Helper()
 	for _, pid := range w.processes() {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if bytes.Contains(cmdline, []byte("--ready-fd")) && state(pid) != 'Z' {
+		if s, parent := stat(pid); bytes.Contains(cmdline, []byte("--ready-fd")) && s != 'Z' && parent == os.Getpid() {
 			return pid
 		}
 	}
 	return 0
 }
 
-func state(pid int) byte {
+func state(pid int) byte { s, _ := stat(pid); return s }
+
+// stat is a process' state, 'X' if there is none, and its parent.
+func stat(pid int) (state byte, parent int) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if i := bytes.LastIndexByte(data, ')'); err == nil && i+2 < len(data) {
-		return data[i+2]
+	_, err2 := fmt.Sscanf(string(data[bytes.LastIndexByte(data, ')')+1:]), " %c %d", &state, &parent)
+	if err != nil || err2 != nil {
+		return 'X', 0
 	}
-	return 'X'
+	return state, parent
 }
 
 // processes are those of this world: supervisors, runtimes and containers.
@@ -355,7 +363,7 @@ func (w *world) processes() []int {
 
 // audit deletes what is there and then looks for what is left all the same.
 func (w *world) audit() {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	states, err := w.client.List(ctx)
 	if err != nil {
@@ -371,13 +379,23 @@ func (w *world) audit() {
 		w.eventually(dir+" is empty", func() bool { return len(list(filepath.Join(w.dir, dir))) == 0 })
 	}
 	if pid := w.supervisorPID(); pid != 0 {
-		for _, fd := range list(fmt.Sprintf("/proc/%d/fd", pid)) {
-			target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
-			if strings.Contains(target, "/containers/") || strings.Contains(target, "/logs/") || strings.Contains(target, "pidfd") {
-				w.Errorf("supervisor still has %s open", target)
+		var open []string
+		w.eventually("the supervisor has nothing of a container open", func() bool {
+			open = nil
+			for _, fd := range list(fmt.Sprintf("/proc/%d/fd", pid)) {
+				target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+				if strings.Contains(target, "/containers/") || strings.Contains(target, "/logs/") || strings.Contains(target, "pidfd") {
+					open = append(open, target)
+				}
 			}
+			return len(open) == 0
+		})
+		if len(open) > 0 {
+			w.Errorf("supervisor still has open: %v", open)
 		}
-		w.must(unix.Kill(pid, unix.SIGTERM))
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil && err != unix.ESRCH { // it ends by itself too, being idle
+			w.Error(err)
+		}
 	}
 	w.eventually("no process is left", func() bool { return len(w.processes()) == 0 })
 	for _, m := range w.mounts {
@@ -404,7 +422,7 @@ func (w *world) audit() {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.Helper()
-	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(limit); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			w.Errorf("it is not so that %s", what)
 			for _, pid := range w.processes() {

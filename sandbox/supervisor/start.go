@@ -22,8 +22,8 @@ import (
 
 const (
 	socketName   = "supervisor.sock"
-	startTimeout = 10 * time.Second
-	helloTimeout = 5 * time.Second
+	startTimeout = 30 * time.Second
+	helloTimeout = 30 * time.Second // one that has just started takes its predecessor's containers over first
 	// dialTries bounds how often a call starts the supervisor anew: it may end
 	// by itself, being idle, just as the call arrives.
 	dialTries = 5

@@ -108,7 +108,7 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 	defer os.Remove(e.pidFile)
 	if err := c.srv.runner.Run(ctx, e.cmd); err != nil {
 		e.killLeft()
-		if c.is() != running || c.isDying() {
+		if c.ending() {
 			err = fmt.Errorf("container %s has ended: %w: %w", c.id, errdefs.ErrFailedPrecondition, err)
 		}
 		return 0, err
@@ -137,14 +137,17 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 	}
 }
 
-// isDying says whether the container is being deleted.
-func (c *container) isDying() bool {
-	select {
-	case <-c.dying:
+// ending says whether the container's first process has ended or is about to:
+// its end is recorded only when its output has been copied, but from its
+// beginning on no process can be started beside it.
+func (c *container) ending() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state != running || c.killed || c.pidfd < 0 {
 		return true
-	default:
-		return false
 	}
+	stat, err := readStat(c.rec.PID)
+	return err != nil || stat.exiting
 }
 
 // killLeft kills the process that a runtime has started before it was killed itself.

@@ -105,8 +105,8 @@ func (c *container) drain(limit time.Duration) {
 			case <-end.C:
 				quiet.Stop()
 				return
-			case <-quiet.C:
-				if n := copier.Bytes(); n != seen {
+			case <-quiet.C: // not so when the copier itself got no processor for that long
+				if n := copier.Bytes(); n != seen || !copier.Idle() {
 					seen = n
 					continue
 				}
@@ -266,7 +266,7 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 
 // clear closes and removes what is left of the container here. op is held.
 func (c *container) clear() error {
-	c.drain(drainQuiet)
+	c.drain(drainMax)
 	c.mu.Lock()
 	copiers, file, stdin, pidfd := c.copiers, c.file, c.stdin, c.pidfd
 	c.copiers, c.file, c.stdin, c.pidfd = nil, nil, nil, -1

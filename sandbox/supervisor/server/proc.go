@@ -21,7 +21,8 @@ type procStat struct {
 	ppid      int
 	session   int
 	startTime uint64
-	exitCode  int // a wait status; of a zombie
+	exitCode  int  // a wait status; of a zombie
+	exiting   bool // PF_EXITING: set before an init kills the others of its PID namespace
 }
 
 func readStat(pid int) (procStat, error) {
@@ -44,11 +45,15 @@ func parseStat(data []byte) (s procStat, err error) {
 		return s, fmt.Errorf("malformed /proc/<pid>/stat: %d fields", len(f))
 	}
 	s.state = f[0][0]
-	var errs [4]error
+	var errs [5]error
 	s.ppid, errs[0] = strconv.Atoi(f[4-first])
 	s.session, errs[1] = strconv.Atoi(f[6-first])
 	s.startTime, errs[2] = strconv.ParseUint(f[22-first], 10, 64)
 	s.exitCode, errs[3] = strconv.Atoi(f[52-first])
+	var flags uint64
+	flags, errs[4] = strconv.ParseUint(f[9-first], 10, 64)
+	const pfExiting = 0x4 // include/linux/sched.h
+	s.exiting = flags&pfExiting != 0
 	return s, errors.Join(errs[:]...)
 }
 
@@ -134,28 +139,37 @@ func writeExisting(path, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// removeCgroups removes a container's cgroups, which are empty. The runtime's
-// own delete has usually done so.
+// removeCgroups removes a container's cgroups, which show no process. The
+// runtime's own delete has usually done so. A cgroup is busy for a while yet
+// when a thread is on its way out: cgroup.procs does not show it any more once
+// the leader of its process has ended.
 func removeCgroups(files []string) {
 	for _, file := range files {
-		removeCgroup(filepath.Dir(file), 16)
+		for pause := time.Millisecond; !removeCgroup(filepath.Dir(file), 16) && pause < time.Second; pause *= 2 {
+			time.Sleep(pause)
+		}
 	}
 }
 
-func removeCgroup(dir string, depth int) {
-	if err := unix.Rmdir(dir); err == nil || errors.Is(err, fs.ErrNotExist) || depth == 0 {
-		return
+func removeCgroup(dir string, depth int) (gone bool) {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if depth == 0 {
+		return false
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return
+		return errors.Is(err, fs.ErrNotExist)
 	}
 	for _, e := range entries {
 		if e.IsDir() {
 			removeCgroup(filepath.Join(dir, e.Name()), depth-1)
 		}
 	}
-	_ = unix.Rmdir(dir)
+	err = unix.Rmdir(dir)
+	return err == nil || errors.Is(err, fs.ErrNotExist)
 }
 
 // killSession kills every process of the session that pid leads or led, and

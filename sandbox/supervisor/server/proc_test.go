@@ -2,6 +2,7 @@ package server
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -20,6 +21,26 @@ func TestReadStat(t *testing.T) {
 	// 0 where the session's leader is outside of this PID namespace, as it is on some CI machines.
 	if sid, err := unix.Getsid(0); err != nil || s.session != sid {
 		t.Errorf("session %d, getsid: %d, %v", s.session, sid, err)
+	}
+}
+
+// What ends shows it from then on until it is waited for.
+func TestStatOfTheExiting(t *testing.T) {
+	if s, err := readStat(os.Getpid()); err != nil || s.exiting {
+		t.Errorf("of the living: %+v, %v", s, err)
+	}
+	cmd := exec.Command("/bin/true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := readStat(cmd.Process.Pid); err != nil || !s.exiting {
+		t.Errorf("of the ended: %+v, %v", s, err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

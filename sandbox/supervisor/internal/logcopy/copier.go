@@ -38,8 +38,9 @@ type Copier struct {
 	finite bool
 	sinks  sinks
 
-	bytes atomic.Uint64
-	done  chan struct{}
+	bytes  atomic.Uint64
+	parked atomic.Bool // all that has been read is in the log, and nothing was there when last looked
+	done   chan struct{}
 }
 
 // Start copies src, a FIFO's read end or a terminal's master in non-blocking
@@ -86,6 +87,18 @@ func (c *Copier) Done() <-chan struct{} { return c.done }
 // Bytes is how much has been read, so that a caller sees whether anything still comes.
 func (c *Copier) Bytes() uint64 { return c.bytes.Load() }
 
+// Idle says whether the stream is open, with nothing in it that is not in the
+// log, save a line without an end.
+func (c *Copier) Idle() bool {
+	idle := false
+	_ = c.raw.Control(func(fd uintptr) { // an error: it is at its end
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		idle = n == 0 && err == nil
+	})
+	return idle && c.parked.Load() // in this order: what was read before it was looked has unset parked
+}
+
 // Stop ends the copying, with what is still in the pipe unread, and waits for it.
 func (c *Copier) Stop() {
 	_ = c.src.Close()
@@ -127,6 +140,7 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	if err != nil {
 		return true, true
 	}
+	c.parked.Store(false)
 	if n == 0 {
 		end := c.finite || ended(fd)
 		if !end && c.slot != nil {
@@ -134,6 +148,7 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 				c.release()
 			}
 		}
+		c.parked.Store(!end)
 		return end, end
 	}
 	if c.slot == nil {
@@ -162,8 +177,13 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	return true, true
 }
 
-// ended reports whether a stream without anything to read will stay so.
-func ended(fd int) bool {
+// ended reports whether a stream without anything to read will stay so. It
+// looks twice: the kernel looks for bytes first and for writers then, and the
+// last one may have written and gone in between.
+func ended(fd int) bool { return hungUp(fd) && hungUp(fd) }
+
+// hungUp says whether poll(2) found no bytes, and no writer.
+func hungUp(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	_, err := unix.Poll(p, 0)
 	return err == nil && p[0].Revents&unix.POLLIN == 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0

@@ -84,6 +84,31 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+// A stream with nothing to read is not idle before what was read of it is in the log.
+func TestIdle(t *testing.T) {
+	r := newRig(t)
+	r.start(nil)
+	waitFor(t, func() bool { return r.c.Idle() })
+	r.file.mu.Lock() // holds the copier up between reading and writing
+	_, _ = r.w.WriteString("one\ntwo")
+	if r.c.Idle() {
+		t.Error("idle with bytes in the pipe")
+	}
+	waitFor(t, func() bool { return r.c.Bytes() == 7 })
+	if r.c.Idle() {
+		t.Error("idle before the log is written")
+	}
+	r.file.mu.Unlock()
+	waitFor(t, func() bool { return r.c.Idle() })
+	if got := r.log(); got != "F one\n" {
+		t.Errorf("log %q", got)
+	}
+	r.end()
+	if r.c.Idle() {
+		t.Error("idle at its end")
+	}
+}
+
 // A parked stream has no slot, save for an unfinished line; unused ones go too.
 func TestParkedHoldsNothing(t *testing.T) {
 	r := newRig(t)
@@ -112,7 +137,7 @@ func TestParkedHoldsNothing(t *testing.T) {
 
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("waited in vain")
 		}

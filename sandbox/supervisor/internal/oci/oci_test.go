@@ -73,20 +73,35 @@ func TestRunFails(t *testing.T) {
 
 func TestRunIsKilled(t *testing.T) {
 	r := newRunner(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
 	pidFile := filepath.Join(t.TempDir(), "child")
-	if err := r.Run(ctx, script(t, "sleep 1000 & echo $! > "+pidFile+"; wait")); !errors.Is(err, context.DeadlineExceeded) {
+	var pid string
+	go func() {
+		defer cancel()
+		waitFor(t, "the command has a child", func() bool {
+			data, _ := os.ReadFile(pidFile)
+			pid = strings.TrimSpace(string(data))
+			return pid != ""
+		})
+	}()
+	if err := r.Run(ctx, script(t, "sleep 1000 & echo $! > "+pidFile+"; wait")); !errors.Is(err, context.Canceled) {
 		t.Errorf("killed: %v", err)
 	}
-	pid, _ := os.ReadFile(pidFile)
-	for range 200 { // the child is of its group; it is reaped here
-		if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pid))); err != nil {
+	<-ctx.Done()
+	waitFor(t, "the child, which is of its group, has ended and been reaped here", func() bool {
+		_, err := os.Stat("/proc/" + pid)
+		return err != nil
+	})
+}
+
+func waitFor(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("it is not so that %s", what)
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
-	t.Errorf("child %s lives", pid)
 }
 
 // A command that hangs does not hold up the others, however few the slots.
@@ -96,7 +111,7 @@ func TestHangingGivesSlotBack(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- r.Run(ctx, script(t, "sleep 1000")) }()
-	time.Sleep(50 * time.Millisecond)
+	waitFor(t, "it has the slot", func() bool { return len(r.slots) == 1 })
 	if err := r.Run(t.Context(), script(t, "exit 0")); err != nil {
 		t.Error(err)
 	}
