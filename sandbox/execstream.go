@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -84,7 +83,7 @@ func (x *execSession) pipes(ids IDMap, req *supervisor.ExecRequest) error {
 			return err
 		}
 		req.Stdin = theirs
-		x.feed(ours, true)
+		go feed(ours, x.streams.Stdin, x.gone, func() { _ = ours.Close() })
 	}
 	for _, o := range []struct {
 		to     io.Writer
@@ -143,39 +142,11 @@ func (x *execSession) console(master *os.File) {
 	x.files = append(x.files, master)
 	x.resizer.terminal <- master
 	if x.streams.Stdin != nil {
-		x.feed(master, false) // no half-close: the terminal stays, and nobody types
+		go feed(master, x.streams.Stdin, x.gone, func() {}) // no half-close: the terminal stays, and nobody types
 	}
 	out := x.streams.Stdout
 	if out == nil {
 		out = io.Discard // or the terminal fills and the process waits
 	}
 	x.outputs = append(x.outputs, startOutput(master, out, x.gone))
-}
-
-// feed begins to copy the client's input to w, until the client's end, or until
-// the Read in which w is closed. What the process does not take is dropped: on a
-// connection that all streams share it would stand in the others' way.
-func (x *execSession) feed(w *os.File, closeAtEOF bool) {
-	go func() {
-		buf := make([]byte, copyBuffer)
-		for refused := false; ; {
-			n, err := x.streams.Stdin.Read(buf)
-			if n > 0 && !refused {
-				_, werr := w.Write(buf[:n])
-				if errors.Is(werr, os.ErrClosed) {
-					return
-				}
-				refused = werr != nil
-			}
-			switch {
-			case err == nil:
-				continue
-			case !errors.Is(err, io.EOF):
-				x.gone(fmt.Errorf("reading the client's input: %w", err))
-			case closeAtEOF:
-				_ = w.Close()
-			}
-			return
-		}
-	}()
 }

@@ -32,6 +32,32 @@ const (
 	terminalBuffer = 128 << 10
 )
 
+// feed copies the client's input to w, until the client's end, where it calls
+// atEOF, or until the Read in which w is closed. What is not taken is dropped:
+// on a connection that all streams share it would stand in the others' way.
+func feed(w *os.File, from io.Reader, gone context.CancelCauseFunc, atEOF func()) {
+	buf := make([]byte, copyBuffer)
+	for refused := false; ; {
+		n, err := from.Read(buf)
+		if n > 0 && !refused {
+			_, werr := w.Write(buf[:n])
+			if errors.Is(werr, os.ErrClosed) {
+				return
+			}
+			refused = werr != nil
+		}
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, io.EOF):
+			atEOF()
+		default:
+			gone(fmt.Errorf("reading the client's input: %w", err))
+		}
+		return
+	}
+}
+
 // output copies what a process writes, from a pipe or a terminal, to the client.
 type output struct {
 	from *os.File

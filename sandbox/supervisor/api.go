@@ -64,6 +64,30 @@ type ExecRequest struct {
 	Console  func(master *os.File) `json:"-"`
 }
 
+// AttachRequest is a session with the standard streams of a running container.
+type AttachRequest struct {
+	ID string `json:"id"`
+
+	// Stdout and Stderr are write ends of pipes, to which goes what the container
+	// writes from now on; nil is not wanted. They are closed when it is known
+	// that the supervisor has them, so that their readers see their end.
+	Stdout *os.File `json:"-"`
+	Stderr *os.File `json:"-"`
+
+	// Attached is called once, when the session has begun. input is nil or where
+	// stdin is written to, or the master of the container's terminal; with a
+	// terminal and stdin false it is good for the terminal's size alone. It is
+	// closed by Attach: at the session's end, or when another client's session
+	// has been the one whose end ends a container's stdin.
+	Stdin    bool                             `json:"hasStdin,omitempty"`
+	Attached func(input *os.File, stdin bool) `json:"-"`
+
+	// StdinEnd is closed by the caller at the end of the stdin that Attached got
+	// a descriptor for. That ends stdin for the container where RunRequest.StdinOnce says so and
+	// there is no terminal; otherwise it ends the session.
+	StdinEnd <-chan struct{} `json:"-"`
+}
+
 // Exit is the end of a container's first process.
 type Exit struct {
 	ID   string    `json:"id"`
@@ -123,6 +147,19 @@ type (
 	ExecAnswer struct {
 		Console  bool `json:"console,omitempty"`
 		ExitCode int  `json:"exitCode"`
+	}
+	// AttachCall is the body of "attach": which of the pipes come with it.
+	AttachCall struct {
+		AttachRequest
+		HasStdout bool `json:"hasStdout,omitempty"`
+		HasStderr bool `json:"hasStderr,omitempty"`
+	}
+	// AttachAnswer is what "attach" answers: Attached first, with the descriptor
+	// for stdin beside it; perhaps StdinEnded; one that is empty at the end.
+	AttachAnswer struct {
+		Attached   bool `json:"attached,omitempty"`
+		Stdin      bool `json:"stdin,omitempty"` // the descriptor may be written to
+		StdinEnded bool `json:"stdinEnded,omitempty"`
 	}
 	// ListAnswer is what "list" answers.
 	ListAnswer struct {

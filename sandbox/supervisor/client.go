@@ -140,7 +140,7 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest) (exitCode int, err e
 	}
 	call.HasStdin, call.HasStdout, call.HasStderr = add(req.Stdin), add(req.Stdout), add(req.Stderr)
 
-	err = c.stream(ctx, "exec", call, files, func(body json.RawMessage, got []*os.File) (more bool, err error) {
+	err = c.stream(ctx, "exec", call, files, func(_ wire.Conn, body json.RawMessage, got []*os.File) (more bool, err error) {
 		var a ExecAnswer
 		if err := json.Unmarshal(body, &a); err != nil {
 			return false, err
@@ -169,7 +169,7 @@ func setBlocking(f *os.File) {
 // supervisor that is killed or replaced does. An exit may come twice over two
 // Watches, never be missed before the container is deleted.
 func (c *Client) Watch(ctx context.Context, f func(Exit)) error {
-	return c.stream(ctx, "watch", struct{}{}, nil, func(body json.RawMessage, got []*os.File) (bool, error) {
+	return c.stream(ctx, "watch", struct{}{}, nil, func(_ wire.Conn, body json.RawMessage, got []*os.File) (bool, error) {
 		closeAll(got)
 		var e Exit
 		if err := json.Unmarshal(body, &e); err != nil {
@@ -182,7 +182,7 @@ func (c *Client) Watch(ctx context.Context, f func(Exit)) error {
 
 // call makes a call with one answer.
 func (c *Client) call(ctx context.Context, op string, body, answer any) error {
-	return c.stream(ctx, op, body, nil, func(raw json.RawMessage, got []*os.File) (bool, error) {
+	return c.stream(ctx, op, body, nil, func(_ wire.Conn, raw json.RawMessage, got []*os.File) (bool, error) {
 		closeAll(got)
 		if answer == nil {
 			return false, nil
@@ -191,25 +191,31 @@ func (c *Client) call(ctx context.Context, op string, body, answer any) error {
 	})
 }
 
-// lacks says what a call needs that a supervisor of this version does not have.
-func lacks(version int, op string, body any) string {
+// lacks is an error when a call needs what a supervisor of this version does not have.
+func lacks(version int, op string, body any) error {
 	run, _ := body.(RunRequest)
+	what := ""
+	var kind error = errdefs.ErrFailedPrecondition
 	switch {
+	case op == "attach" && version < wire.VersionAttach:
+		what, kind = "attach", errdefs.ErrNotImplemented
 	case version >= wire.VersionOptions:
-		return ""
 	case run.StdioUID != 0:
-		return "user namespaces"
+		what = "user namespaces"
 	case len(run.Runtime.Options) > 0:
-		return fmt.Sprintf("options (%q) of an OCI runtime", run.Runtime.Options[0])
+		what = fmt.Sprintf("options (%q) of an OCI runtime", run.Runtime.Options[0])
 	case op == "update":
-		return "updates"
+		what = "updates"
 	}
-	return ""
+	if what == "" {
+		return nil
+	}
+	return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no %s; stop all containers and the supervisor: %w", op, what, kind)
 }
 
 // stream makes a call and gives each answer to next until that wants no more.
 func (c *Client) stream(ctx context.Context, op string, body any, files []*os.File,
-	next func(json.RawMessage, []*os.File) (more bool, err error),
+	next func(wire.Conn, json.RawMessage, []*os.File) (more bool, err error),
 ) error {
 	raw, err := json.Marshal(body)
 	if err != nil {
@@ -220,8 +226,8 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
 	defer c.forget(conn)
-	if what := lacks(version, op, body); what != "" {
-		return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no %s; stop all containers and the supervisor: %w", op, what, errdefs.ErrFailedPrecondition)
+	if err := lacks(version, op, body); err != nil {
+		return err
 	}
 	hangUp := func() { _ = conn.Close() }
 	if op == "exec" { // which answers when all is killed
@@ -259,7 +265,7 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 			}
 			return r.Error
 		}
-		if more, err := next(r.Body, got); err != nil {
+		if more, err := next(conn, r.Body, got); err != nil {
 			return fail(err)
 		} else if more {
 			continue

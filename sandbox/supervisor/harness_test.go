@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,7 @@ func serve() {
 	unix.CloseOnExec(*ready)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
+	go countGoroutines(*dir)
 	err := server.Serve(ctx, *dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() {
 		_, _ = f.WriteString("ready\n")
 		_ = f.Close()
@@ -51,6 +53,17 @@ func serve() {
 	if err != nil {
 		_, _ = f.WriteString(err.Error())
 		os.Exit(1)
+	}
+}
+
+// countGoroutines writes how many there are, of a supervisor that gets SIGUSR1.
+func countGoroutines(dir string) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGUSR1)
+	for range asked {
+		file := filepath.Join(dir, "goroutines")
+		_ = os.WriteFile(file+".new", []byte(strconv.Itoa(runtime.NumGoroutine())), 0o600)
+		_ = os.Rename(file+".new", file)
 	}
 }
 

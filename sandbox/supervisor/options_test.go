@@ -92,6 +92,10 @@ func TestOlderSupervisor(t *testing.T) {
 	if err := client.Update(t.Context(), "c", []byte("{}")); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "updates") {
 		t.Errorf("update: %v", err)
 	}
+	attach := supervisor.AttachRequest{ID: "c", Attached: func(*os.File, bool) { t.Error("attached") }}
+	if err := client.Attach(t.Context(), attach); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "older") {
+		t.Errorf("attach: %v", err)
+	}
 	_ = client.Close()
 	for _, op := range []string{"ping", "run"} {
 		if r := <-requests; r.Op != op || r.Version != 1 || strings.Contains(string(r.Body), "options") {

@@ -198,9 +198,9 @@ func (c *container) openPID() (alive bool) {
 // adoptOutput goes on copying, from the FIFOs or, when the container has ended,
 // from what a predecessor had read of them.
 func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) {
-	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal {
-		if f, err := openFIFO(filepath.Join(c.dir, "stdin"), unix.O_WRONLY, true); err == nil {
-			c.stdin = f
+	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal && !c.rec.StdinEnded {
+		if f, err := openFIFO(filepath.Join(c.dir, stdinFIFO), unix.O_WRONLY, true); err == nil {
+			c.input = f
 		}
 	}
 	for _, name := range []string{"stdout", "stderr"} {

@@ -52,13 +52,15 @@ type container struct {
 	number  uint64 // of the exit; guarded by Server.mu
 	file    *logcopy.File
 	copiers []*logcopy.Copier
-	stdin   *os.File // our side, kept open for who attaches; may be nil
+	input   *os.File // our side of stdin, or the terminal, kept open for who attaches; may be nil
+
+	stdinEnded chan struct{} // closed when one session's end has ended stdin
 }
 
 func (s *Server) newContainer(id string) *container {
 	return &container{
 		srv: s, id: id, dir: filepath.Join(s.containersDir(), id), log: s.log.With("container", id),
-		op: make(chan struct{}, 1), done: make(chan struct{}), dying: make(chan struct{}), pidfd: -1,
+		op: make(chan struct{}, 1), done: make(chan struct{}), dying: make(chan struct{}), stdinEnded: make(chan struct{}), pidfd: -1,
 	}
 }
 

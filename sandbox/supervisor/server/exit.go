@@ -76,6 +76,7 @@ func (c *container) store(exit supervisor.Exit) {
 // record makes the exit known: first to the log, then to the disk, then to those who watch.
 func (c *container) record(exit supervisor.Exit) {
 	c.drain(drainMax)
+	c.closeInput()
 	c.store(exit)
 	s := c.srv
 	s.mu.Lock()
@@ -268,15 +269,13 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 func (c *container) clear() error {
 	c.drain(drainMax)
 	c.mu.Lock()
-	copiers, file, stdin, pidfd := c.copiers, c.file, c.stdin, c.pidfd
-	c.copiers, c.file, c.stdin, c.pidfd = nil, nil, nil, -1
+	copiers, file, pidfd := c.copiers, c.file, c.pidfd
+	c.copiers, c.file, c.pidfd = nil, nil, -1
 	c.mu.Unlock()
 	for _, copier := range copiers {
 		copier.Stop()
 	}
-	if stdin != nil {
-		_ = stdin.Close()
-	}
+	c.closeInput()
 	if file != nil {
 		file.Close()
 	}

@@ -36,6 +36,7 @@ type record struct {
 	OOMKills  uint64                `json:"oomKills"`  // in the cgroup before the start
 	// OOMKillsAbove is the same of the cgroup above; nil where that is of no use, see oomFileAbove.
 	OOMKillsAbove *uint64 `json:"oomKillsAbove,omitempty"`
+	StdinEnded    bool    `json:"stdinEnded,omitempty"` // by a session; nobody may open it again
 }
 
 // writeFile replaces dir/name in one step. It is not synced: what is here is

@@ -164,6 +164,13 @@ func (c *container) own(pid int) error {
 
 // copyOutput begins the copying of the container's output and lets its exit be handled.
 func (c *container) copyOutput(io *stdio) error {
+	if io.out != nil && c.rec.Request.Terminal {
+		var err error
+		if io.in, err = dup(io.out); err != nil {
+			io.closeAll()
+			return err
+		}
+	}
 	var copiers []*logcopy.Copier
 	for _, s := range []struct {
 		name string
@@ -180,7 +187,7 @@ func (c *container) copyOutput(io *stdio) error {
 		copiers = append(copiers, copier)
 	}
 	c.mu.Lock()
-	c.copiers, c.stdin = copiers, io.in
+	c.copiers, c.input = copiers, io.in
 	c.state = running
 	early := c.early
 	c.mu.Unlock()

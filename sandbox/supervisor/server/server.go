@@ -41,6 +41,8 @@ type Server struct {
 	runner *oci.Runner
 	pool   *logcopy.Pool
 
+	attachMemory logcopy.Budget
+
 	listener *net.UnixListener
 	calls    sync.WaitGroup // connections, and what exits have started
 
@@ -256,7 +258,7 @@ type call struct {
 var errHungUp = fmt.Errorf("caller hung up: %w", context.Canceled)
 
 // listen cancels the call when the client goes away. The one message that a
-// client may send meanwhile, of any content, is its commit.
+// client may send meanwhile is its commit; for attach, that its stdin has ended.
 func (c *call) listen(cancel context.CancelCauseFunc) {
 	var ack struct{}
 	files, err := c.conn.Receive(&ack)
@@ -328,6 +330,12 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 			return nil, err
 		}
 		return s.exec(ctx, r, c)
+	case "attach":
+		var r supervisor.AttachCall
+		if err := decode(&r); err != nil {
+			return nil, err
+		}
+		return s.attach(ctx, r, c)
 	case "update":
 		var r supervisor.UpdateRequest
 		if err := decode(&r); err != nil {

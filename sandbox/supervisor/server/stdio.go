@@ -23,6 +23,8 @@ type stdio struct {
 	console               *consoleSocket
 }
 
+const stdinFIFO = "stdin"
+
 // makeStdio makes what the request asks for in dir.
 func (c *container) makeStdio() (_ *stdio, err error) {
 	s := &stdio{}
@@ -35,8 +37,8 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 		s.console, err = listenConsole(c.dir)
 		return s, err
 	}
-	for _, name := range []string{"stdin", "stdout", "stderr"} {
-		if name == "stdin" && !c.rec.Request.Stdin {
+	for _, name := range []string{stdinFIFO, "stdout", "stderr"} {
+		if name == stdinFIFO && !c.rec.Request.Stdin {
 			continue
 		}
 		path := filepath.Join(c.dir, name)
@@ -54,13 +56,13 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 			return nil, err
 		}
 		switch name {
-		case "stdin":
-			// Not read-write: the container must see the end when it comes.
+		case stdinFIFO:
+			s.stdin = f
 			s.in, err = openFIFO(path, unix.O_WRONLY, true)
-			if err == nil {
+			if err == nil && c.rec.Request.StdinOnce { // the container must see the end when it comes
 				s.stdin, err = openFIFO(path, unix.O_RDONLY, false)
+				_ = f.Close()
 			}
-			_ = f.Close()
 		case "stdout":
 			s.stdout = f
 			s.out, err = openFIFO(path, unix.O_RDONLY, true)
@@ -172,6 +174,22 @@ func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("taking the terminal: %w", err), unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), "terminal"), nil
+}
+
+// dup returns a second descriptor of an open file, under the poller if that is.
+func dup(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (s *consoleSocket) close() {

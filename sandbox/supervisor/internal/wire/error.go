@@ -26,6 +26,7 @@ var kinds = []struct {
 	{"alreadyExists", errdefs.ErrAlreadyExists},
 	{"failedPrecondition", errdefs.ErrFailedPrecondition},
 	{"unavailable", errdefs.ErrUnavailable},
+	{"resourceExhausted", errdefs.ErrResourceExhausted},
 	{"notImplemented", errdefs.ErrNotImplemented},
 	{"deadlineExceeded", context.DeadlineExceeded},
 	{"canceled", context.Canceled},

@@ -15,9 +15,11 @@ import (
 
 const (
 	// Version is the protocol that this build speaks; MinVersion is the oldest it still understands.
-	Version, MinVersion = 2, 1
+	Version, MinVersion = 3, 1
 	// VersionOptions is the first with options of an OCI runtime, owners of stdio, and updates.
 	VersionOptions = 2
+	// VersionAttach is the first with attach.
+	VersionAttach = 3
 	// MaxFrame bounds a message, in bytes.
 	MaxFrame = 1 << 20
 	// MaxFiles bounds the descriptors beside one message.
