@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net crictl clean
+.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net bench-log crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-pull: ## pulls measured against Debian's containerd, when it is installed 
 
 bench-net: ## pods' networks measured against containerd, one pod and up to 500; draws the plot of docs/network.md (root)
 	@hack/bench-net.sh
+
+bench-log: ## containers' output to their logs measured against Debian's containerd and conmon, where installed (root)
+	@hack/bench-log.sh
 
 crictl:   ## build bin/crictl, to talk to a gantry
 	@hack/build.sh crictl

@@ -84,7 +84,8 @@ BinaryName = %q
 socket_path = %q
 `, cniPlugins, network, runc, filepath.Join(dir, "nri.sock"))
 	undo = append(undo, forgetNetwork)
-	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, State: peerState, Registry: registry, Tables: tables})
+	d, err := containerd.Start(ctx, containerd.Config{Path: path, Dir: dir, State: peerState, Registry: registry,
+		Tables: func(string) string { return tables }})
 	if err != nil {
 		return nil, nil, err
 	}

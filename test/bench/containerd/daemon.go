@@ -25,7 +25,8 @@ type Config struct {
 	Dir      string
 	State    string           // its state folder, /run/containerd in its defaults
 	Registry *images.Registry // whose mirrors it uses
-	Tables   string           // of its configuration, beyond the registry; the rest are its defaults
+	// Tables gives those of its configuration, whose version it is told, beyond the registry; the rest are its defaults.
+	Tables func(version string) string
 }
 
 // Daemon is a running containerd.
@@ -99,7 +100,10 @@ func (cfg *Config) write(ctx context.Context) (path string, err error) {
 	if string(version[1]) == "2" {
 		plugin = "io.containerd.grpc.v1.cri"
 	}
-	text := fmt.Sprintf("version = %s\n[plugins.%q.registry]\nconfig_path = %q\n%s", version[1], plugin, certs, cfg.Tables)
+	text := fmt.Sprintf("version = %s\n[plugins.%q.registry]\nconfig_path = %q\n", version[1], plugin, certs)
+	if cfg.Tables != nil {
+		text += cfg.Tables(string(version[1]))
+	}
 	path = filepath.Join(cfg.Dir, "config.toml")
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }

@@ -6,6 +6,7 @@
 //	guest socket FAMILY        makes a socket of an address family, by its number
 //	guest peer ADDRESS...      tells who asks at these addresses, such as [::]:80, from which address he does
 //	guest ask TIME QUESTION... asks as many peers, as tcp/10.1.2.3:80 or udp/..., at once; prints a line for each
+//	guest lines ID BLOCKS [DIR] writes numbered lines as fast as it can (lines.go)
 //	guest pause                waits for SIGINT or SIGTERM
 package main
 
@@ -27,7 +28,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | peer ADDRESS... | ask TIME QUESTION... | pause")
+		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | peer ADDRESS... | ask TIME QUESTION... | lines ID BLOCKS [DIR] | pause")
 	}
 	switch os.Args[1] {
 	case "web":
@@ -56,6 +57,8 @@ func main() {
 		wait()
 	case "ask":
 		ask(os.Args[2], os.Args[3:])
+	case "lines":
+		linesCommand(os.Args[2:])
 	case "pause":
 		wait()
 	default:
