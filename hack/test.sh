@@ -8,8 +8,8 @@
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
 #   vm-systemd  a choice of them with the systemd cgroup driver
-# Every stage runs even if one before it failed; the summary says which, with what they said of it, and the exit code is
-# then 1.
+# Every stage runs even if one before it failed. The end says again which tests failed, with their messages and no more
+# (hack/failures.awk), and which were flaky in the virtual machine; the exit code is 1 if a stage failed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
@@ -43,11 +43,13 @@ for stage in "${stages[@]}"; do
 	start=$SECONDS result=passed
 	if ! "$stage" 2>&1 | tee "$output"; then
 		result=FAILED failed=1
-		said+=("--- $stage failed" "$(grep -aE -B 12 '(^|: )(--- FAIL|FAIL|panic:)|^[a-z-]+\.sh: |exit status [1-9]' "$output" | tail -n 40)")
+		said+=("--- $stage failed" "$(awk -f hack/failures.awk "$output")")
+	elif grep -aq '^FLAKY: ' "$output"; then
+		said+=("--- $stage passed, but" "$(grep -a '^FLAKY: ' "$output")")
 	fi
 	summary+=("$(printf '%-10s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
 done
-((!failed)) || printf '%s\n' "${said[@]}"
+((!${#said[@]})) || printf '%s\n' "${said[@]}"
 echo "--- summary"
 printf '%s\n' "${summary[@]}"
 exit $failed
