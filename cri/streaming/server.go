@@ -22,7 +22,7 @@ const (
 	maxSessions    = 1000 // at a time
 	maxNewcomers   = 256  // connections that have not shown a token yet
 	requestTimeout = 10 * time.Second
-	maxRequest     = 16 << 10 // bytes of a request's head: kubelets pass on what browsers send
+	maxRequest     = 64 << 10 // bytes of a request's head: kubelets pass on what browsers send
 
 	// farewell is how long a session that was told to end may take to tell its
 	// client; then the connection is closed under it.
