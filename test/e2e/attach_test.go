@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// interactive is a container with stdin, which others may take after the first client.
+func interactive(c *runtimeapi.ContainerConfig) { c.Stdin = true }
+
+// once is one whose stdin ends with its first client.
+func once(c *runtimeapi.ContainerConfig) { c.Stdin, c.StdinOnce = true, true }
+
+func tty(c *runtimeapi.ContainerConfig) { c.Tty = true }
+
+// attach runs crictl attach.
+func (c *container) attach(transport string, terminal bool) *crictl {
+	c.t.Helper()
+	args := []string{"attach", "--transport", transport, "--stdin"}
+	if terminal {
+		args = append(args, "--tty")
+	}
+	return c.crictl(terminal, append(args, c.id)...)
+}
+
+const echo = "while read x; do echo got $x; echo aside $x >&2; done; echo end"
+
+// Clients of both protocols come and go, together and one after the other; the log has it all.
+func TestAttach(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", echo, interactive)
+	first, second := c.attach("spdy", false), c.attach("websocket", false)
+	for i, one := range []*crictl{first, second, first, second} {
+		text := string(rune('a' + i))
+		one.send(text + "\n")
+		for _, each := range []*crictl{first, second} {
+			if i == 0 && each != first {
+				continue // it may not be there yet
+			}
+			each.sees(each.out, "got "+text+"\n")
+			each.sees(each.err, "aside "+text+"\n")
+		}
+	}
+	for _, one := range []*crictl{first, second} { // a half-close is the end of a session, and not of the container's stdin
+		_ = one.in.Close()
+		if code := one.wait(); code != 0 {
+			t.Errorf("crictl ended with %d: %s", code, one.err)
+		}
+	}
+	third := c.attach("spdy", false)
+	third.send("e\n")
+	third.sees(third.out, "got e\n")
+	c.stop(0)
+	if code := third.wait(); code != 0 {
+		t.Errorf("at the container's end crictl ended with %d: %s", code, third.err)
+	}
+	if got := c.logged("stdout"); got != "got a\ngot b\ngot c\ngot d\ngot e\n" {
+		t.Errorf("log %q", got)
+	}
+}
+
+// With stdin_once the first client's half-close is the end of the container's
+// stdin; what it then writes comes to its end.
+func TestAttachStdinOnce(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	for _, transport := range []string{"spdy", "websocket"} {
+		c := p.run(transport, "cat; echo end", once)
+		client := c.attach(transport, false)
+		client.send("one\n")
+		client.sees(client.out, "one\n")
+		_ = client.in.Close()
+		if code := client.wait(); code != 0 || client.out.String() != "one\nend\n" {
+			t.Errorf("%s: crictl ended with %d, wrote %q and %q", transport, code, client.out, client.err)
+		}
+		if code := c.waitExit().GetExitCode(); code != 0 {
+			t.Errorf("%s: exit code %d", transport, code)
+		}
+	}
+}
+
+// A terminal: its size is the client's, what is typed comes back, Ctrl-C is the
+// container's; clients may come again though stdin is for once.
+func TestAttachTerminal(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	for _, transport := range []string{"spdy", "websocket"} {
+		c := p.run(transport, "trap 'stty size' WINCH; trap 'echo interrupted' INT; while :; do read x && echo got $x; done", once, tty)
+		client := c.attach(transport, true)
+		client.sees(client.out, "24 80\r\n")
+		client.resize(77, 33)
+		client.sees(client.out, "33 77\r\n")
+		client.send("one\n")
+		client.sees(client.out, "one\r\ngot one\r\n")
+		client.send("\x03")
+		client.sees(client.out, "interrupted\r\n")
+		if err := client.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		client.wait()
+		client = c.attach(transport, true)
+		client.send("two\n")
+		client.sees(client.out, "got two\r\n")
+		c.stop(0)
+		if code := client.wait(); code != 0 {
+			t.Errorf("%s: at the container's end crictl ended with %d: %s", transport, code, client.out)
+		}
+	}
+}
+
+// A daemon that is stopped, or killed, ends the sessions; the containers keep
+// stdin and terminal, and clients come back to the next daemon at once.
+func TestAttachAcrossDaemons(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	plain := p.run("plain", echo, interactive)
+	terminal := p.run("terminal", echo, interactive, tty)
+	for i, end := range []func() error{n.Stop, n.Kill} {
+		for _, transport := range []string{"spdy", "websocket"} {
+			a, b := plain.attach(transport, false), terminal.attach(transport, true)
+			text := transport + string(rune('0'+i))
+			a.send(text + "\n")
+			a.sees(a.out, "got "+text+"\n")
+			b.send(text + "\n")
+			b.sees(b.out, "got "+text+"\r\n")
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			for _, client := range []*crictl{a, b} {
+				// One that stops says so. SPDY knows no end of a connection but its end, which crictl takes for the session's.
+				code, said := client.wait(), client.out.String()+client.err.String()
+				if stops := i == 0; stops && (code == 0 || !strings.Contains(said, "gantry is stopping; the container runs on")) {
+					t.Errorf("%s: crictl ended with %d: %q", transport, code, said)
+				}
+			}
+			if err := n.StartDaemon(n.context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := plain.status().GetState(); got != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("container is %s", got)
+	}
+}
