@@ -8,6 +8,7 @@ import (
 	"log"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"syscall"
 
@@ -32,6 +33,7 @@ type options struct {
 	scalePods  int
 	plotFile   string
 	containerd string
+	crun       string
 }
 
 func main() {
@@ -46,6 +48,7 @@ func main() {
 	flag.IntVar(&o.scalePods, "scale-pods", 500, "pods in scale")
 	flag.StringVar(&o.plotFile, "plot", "", "file for an SVG plot of scale")
 	flag.StringVar(&o.containerd, "containerd", "", "a containerd to measure beside the gantry that is started; its shim lies beside it")
+	flag.StringVar(&o.crun, "crun", "", "a crun to measure beside runc, in the gantry that is started")
 	flag.Parse()
 	tests := flag.Args()
 	if len(tests) == 0 {
@@ -73,12 +76,31 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 			return e
 		}
 		defer func() { err = errors.Join(err, registry.Close()) }()
-		i, e := harness.Start(ctx, harness.Config{Registry: registry, Subnets: subnet, Tmpfs: true, Flags: []string{"--log-level", "0"}})
+		runc, e := harness.FindRunc()
+		if e != nil {
+			return e
+		}
+		flags := []string{"--log-level", "0"}
+		if o.crun != "" {
+			unmount, e := harness.MountHugetlb()
+			if e != nil {
+				return e
+			}
+			defer func() { err = errors.Join(err, unmount()) }()
+			flags = append(flags, "--runtime", "crun="+o.crun)
+		}
+		i, e := harness.Start(ctx, harness.Config{Registry: registry, Subnets: subnet, Tmpfs: true, Flags: flags})
 		if e != nil {
 			return e
 		}
 		defer func() { err = errors.Join(err, i.Close()) }()
-		o.runtimes = runtimes{{name: "gantry", processes: []string{i.Dir}, cri: i.Runtime, images: i.Image}}
+		state := filepath.Join(i.Dir, "run/runtimes")
+		o.runtimes = runtimes{{name: "gantry", processes: []string{i.Dir}, cri: i.Runtime, images: i.Image,
+			oci: []string{runc, "--root", filepath.Join(state, "runc")}}}
+		if o.crun != "" {
+			o.runtimes = append(o.runtimes, &criRuntime{name: "gantry crun", handler: "crun", processes: []string{i.Dir},
+				cri: i.Runtime, images: i.Image, oci: []string{o.crun, "--root", filepath.Join(state, "crun")}})
+		}
 		if o.containerd != "" {
 			r, end, e := startContainerd(ctx, o.containerd, registry)
 			if e != nil {

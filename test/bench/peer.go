@@ -90,7 +90,8 @@ socket_path = %q
 		return nil, nil, err
 	}
 	undo = append(undo, reap, d.Close)
-	return &criRuntime{name: d.Name, processes: []string{dir, "containerd-shim"}, cri: d.Runtime, images: d.Images}, end, nil
+	return &criRuntime{name: d.Name, processes: []string{dir, "containerd-shim"},
+		oci: []string{runc, "--root", filepath.Join(peerState, "runc/k8s.io")}, cri: d.Runtime, images: d.Images}, end, nil
 }
 
 // reap collects its shims, which fell to this subreaper.

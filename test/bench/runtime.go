@@ -22,6 +22,7 @@ import (
 type criRuntime struct {
 	name, handler string
 	processes     []string // parts of the executables or command lines of its processes
+	oci           []string // its OCI runtime with the options that find its containers; empty: not known
 	cri           runtimeapi.RuntimeServiceClient
 	images        runtimeapi.ImageServiceClient
 }

@@ -22,7 +22,7 @@ var table = map[string]struct {
 	"sandbox":  {(*bench).sandbox, func(*options) string { return "one pod at a time, without containers" }, "ms"},
 	"scale":    {(*bench).scale, func(o *options) string { return fmt.Sprintf("%d pods without containers", o.scalePods) }, "ms"},
 	"parallel": {(*bench).parallel, func(o *options) string { return fmt.Sprintf("%d pods, %d at a time", o.pods, o.atOnce) }, "ms unless named"},
-	"exec":     {(*bench).exec, func(*options) string { return "exec" }, "ms"},
+	"exec":     {(*bench).exec, func(*options) string { return "true in a running container" }, "ms"},
 	"log":      {(*bench).log, func(*options) string { return "container log throughput" }, "MiB/s"},
 }
 
@@ -121,26 +121,6 @@ func (r *criRuntime) lists(ctx context.Context, s *sample) error {
 		t = s.since("l ListContainerStats", t)
 		if _, err := r.cri.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{}); err == nil {
 			s.since("l ListPodSandboxStats", t)
-		}
-	}
-	return nil
-}
-
-func (b *bench) exec(ctx context.Context) error {
-	for _, r := range b.runtimes {
-		x, err := b.start(ctx, r, newSample(), sleeper...)
-		if err != nil {
-			return err
-		}
-		for range 5 * b.rounds {
-			t := time.Now()
-			if err := r.execTrue(ctx, x.container); err != nil {
-				return err
-			}
-			b.results[r.name].since("ExecSync true", t)
-		}
-		if err := b.stop(ctx, r, newSample(), x); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -93,7 +93,15 @@ func (c *container) info() info {
 // one that is not installed and one that hangs keep no other from running.
 func TestHandlers(t *testing.T) {
 	crun := program(t, "crun")
-	harness.MountHugetlb(t)
+	unmount, err := harness.MountHugetlb()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unmount(); err != nil {
+			t.Error(err)
+		}
+	})
 	dir := t.TempDir()
 	second, calls := spy(t, dir)
 	n := &node{t: t, Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), TOML: fmt.Sprintf(`

@@ -6,47 +6,47 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
 const hugetlbMount = "/sys/fs/cgroup/hugetlb"
 
-// MountHugetlb mounts the version 1 hierarchy of the hugetlb controller where none is, until the test ends: on
-// cgroup version 1 old crun starts no container without it. Not for tests that run beside others, whose instances
-// would see it come and go; and to be called before the instance is started that needs it.
-func MountHugetlb(t testing.TB) {
-	t.Helper()
+// MountHugetlb mounts the version 1 hierarchy of the hugetlb controller where none is, until unmount is called: on
+// cgroup version 1 old crun starts no container without it. Not beside other instances, which would see it come and
+// go; and to be called before the instance is started that needs it.
+func MountHugetlb() (unmount func() error, err error) {
+	nothing := func() error { return nil }
 	trees, err := hierarchies()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	v1 := false
 	for _, tree := range trees {
 		if strings.Contains(","+tree.options+",", ",hugetlb,") {
-			return
+			return nothing, nil
 		}
 		v1 = v1 || tree.options != ""
 	}
 	if !v1 {
-		return
+		return nothing, nil
 	}
 	if err := os.Mkdir(hugetlbMount, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := mountHierarchy("hugetlb", hugetlbMount); err != nil {
-		t.Fatal(errors.Join(err, os.Remove(hugetlbMount)))
+		return nil, errors.Join(err, os.Remove(hugetlbMount))
 	}
-	t.Cleanup(func() {
+	return func() error {
 		if err := unix.Unmount(hugetlbMount, 0); err != nil {
-			t.Errorf("unmounting %s: %v", hugetlbMount, err)
+			return fmt.Errorf("unmounting %s: %w", hugetlbMount, err)
 		}
 		// The directory is the machine's; another run of the tests may be using it.
 		if err := os.Remove(hugetlbMount); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("removing %s: %v", hugetlbMount, err)
+			return err
 		}
-	})
+		return nil
+	}, nil
 }
 
 // mountHierarchy makes a version 1 hierarchy, which the kernel allows in the
