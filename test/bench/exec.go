@@ -21,6 +21,10 @@ import (
 // burst is how many ExecSync are made at once.
 const burst = 50
 
+// pause is before each that is made alone: as between probes, what the kernel keeps ready for a while after the one
+// before is not.
+const pause = 100 * time.Millisecond
+
 // exec measures ExecSync of true, one at a time, beside the OCI runtime's own exec run by hand; then many at once, and
 // one in a container while another one is flooded with them.
 func (b *bench) exec(ctx context.Context) error {
@@ -52,12 +56,14 @@ func (b *bench) exec(ctx context.Context) error {
 				s = newSample() // warming up
 			}
 			for name, run := range t.hand {
+				time.Sleep(pause)
 				began := time.Now()
 				if err := run(); err != nil {
 					return fmt.Errorf("%s: %s: %w", t.name, name, err)
 				}
 				s.since(name, began)
 			}
+			time.Sleep(pause)
 			began := time.Now()
 			if err := t.execTrue(ctx, t.x.container); err != nil {
 				return fmt.Errorf("%s: %w", t.name, err)

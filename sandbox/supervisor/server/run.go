@@ -216,6 +216,7 @@ func (c *container) command(name string, args ...string) oci.Command {
 	r := c.rec.Request.Runtime
 	return oci.Command{
 		Path: r.Path, Root: r.Root, Options: r.Options, SystemdCgroup: r.SystemdCgroup, Name: name, Args: args,
+		Container: c.id, Moves: name == "run" || name == "exec",
 		LogFile: filepath.Join(c.dir, fmt.Sprintf("%s-%d.log", name, time.Now().UnixNano())),
 	}
 }

@@ -107,11 +107,11 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 // A command that hangs does not hold up the others, however few the slots.
 func TestHangingGivesSlotBack(t *testing.T) {
 	r := newRunner(t)
-	r.slots = make(chan struct{}, 1)
+	r.queue = newQueue(1, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- r.Run(ctx, script(t, "sleep 1000")) }()
-	waitFor(t, "it has the slot", func() bool { return len(r.slots) == 1 })
+	waitFor(t, "it has the slot", func() bool { return r.queue.inUse() == 1 })
 	if err := r.Run(t.Context(), script(t, "exit 0")); err != nil {
 		t.Error(err)
 	}
