@@ -128,12 +128,12 @@ func request(t testing.TB, conn net.Conn, address string, header http.Header) *h
 	if err := req.Write(conn); err != nil {
 		t.Fatal(err)
 	}
-	// A byte at a time, for what follows the head is SPDY's.
-	resp, err := http.ReadResponse(bufio.NewReaderSize(onebyte{conn}, 16), req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp
+	return must(readResponse(conn))(t)
+}
+
+// readResponse takes a byte at a time, for what follows the head is SPDY's.
+func readResponse(conn io.Reader) (*http.Response, error) {
+	return http.ReadResponse(bufio.NewReaderSize(onebyte{conn}, 16), nil)
 }
 
 type onebyte struct{ io.Reader }

@@ -32,7 +32,8 @@ var (
 type spdyConn struct {
 	conn   net.Conn
 	r      *bufio.Reader
-	framer *spdy.Framer // reads r, writes control
+	framer *spdy.Framer     // reads frame, writes control
+	frame  io.LimitedReader // of r: the control frame that is read
 
 	// opened is asked, by the goroutine of serve, about a new stream. An error
 	// refuses it; otherwise it is confirmed, and then start runs.
@@ -48,7 +49,8 @@ type spdyConn struct {
 
 func newSPDY(conn net.Conn, opened func(*spdyStream) (func(), error)) *spdyConn {
 	c := &spdyConn{conn: conn, r: bufio.NewReaderSize(conn, chunkSize), opened: opened, streams: map[spdy.StreamId]*spdyStream{}}
-	framer, err := spdy.NewFramerWithOptions(&c.control, c.r,
+	c.frame.R = c.r
+	framer, err := spdy.NewFramerWithOptions(&c.control, &c.frame,
 		spdy.WithMaxControlFramePayloadSize(maxControl), spdy.WithMaxHeaderCount(maxHeaders), spdy.WithMaxHeaderFieldSize(maxFieldSize))
 	if err != nil {
 		panic(err) // zlib refused a constant
@@ -90,7 +92,11 @@ func (c *spdyConn) readFrames() error {
 		if length > maxControl {
 			return fmt.Errorf("the client sent a SPDY control frame of %d bytes", length)
 		}
+		c.frame.N = frameHead + int64(length) // what the framer makes of a length is not trusted
 		frame, err := c.framer.ReadFrame()
+		if err == nil && c.frame.N > 0 {
+			err = fmt.Errorf("it has %d bytes too many", c.frame.N)
+		}
 		if err != nil {
 			return fmt.Errorf("reading a SPDY control frame: %w", err)
 		}
@@ -102,8 +108,13 @@ func (c *spdyConn) readFrames() error {
 
 // data moves the payload of a data frame to its stream.
 func (c *spdyConn) data(id spdy.StreamId, length int64, fin bool) error {
-	s := c.stream(id)
-	if s == nil { // reset a moment ago, or never opened
+	c.mu.Lock()
+	s, last := c.streams[id], c.lastID
+	c.mu.Unlock()
+	if id > last {
+		return fmt.Errorf("the client sent data on SPDY stream %d, which it has not opened", id)
+	}
+	if s == nil { // it was refused, or has been closed a moment ago
 		_, err := io.CopyN(io.Discard, c.r, length)
 		return err
 	}
