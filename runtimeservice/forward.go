@@ -24,10 +24,9 @@ const (
 // The end of one direction ends that alone: a client that has sent all gets its
 // answer. If conn has CloseWrite, so does a server.
 //
-// conn is closed when ForwardPort returns. If that does not end a Read or Write
-// of conn which is under way then, the caller ends it.
+// conn stays the caller's, who closes it afterwards: that ends a Read or Write of
+// conn which may still be under way then.
 func (s *streaming) ForwardPort(ctx context.Context, podSandboxID string, port uint16, conn io.ReadWriteCloser) error {
-	defer conn.Close()
 	p, err := s.index.pod(podSandboxID)
 	if err != nil {
 		return err

@@ -118,9 +118,6 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	if err != nil {
 		return nil, fmt.Errorf("reading the boot id: %w", err)
 	}
-	if cfg.Streaming == nil {
-		cfg.Streaming = noStreaming{}
-	}
 	version2 := host.CgroupVersion() == cgroup.V2
 	for i, h := range cfg.Handlers {
 		if h.CgroupWritable && !version2 && h.Err == nil {

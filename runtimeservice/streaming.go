@@ -108,18 +108,3 @@ func when(ch <-chan struct{}, f func()) (stop func()) {
 		<-done
 	}
 }
-
-// noStreaming is a daemon's that has no streaming server.
-type noStreaming struct{}
-
-func (noStreaming) Exec(*runtimeapi.ExecRequest) (string, error) {
-	return "", errdefs.ErrNotImplemented
-}
-
-func (noStreaming) Attach(*runtimeapi.AttachRequest) (string, error) {
-	return "", errdefs.ErrNotImplemented
-}
-
-func (noStreaming) PortForward(*runtimeapi.PortForwardRequest) (string, error) {
-	return "", errdefs.ErrNotImplemented
-}

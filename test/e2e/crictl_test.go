@@ -44,16 +44,25 @@ func (s *screen) String() string {
 	return s.data.String()
 }
 
-// crictl starts crictl in a pseudo-terminal of 80 to 24 cells, or with pipes.
-func (n *node) crictl(terminal bool, args ...string) *crictl {
+// transports are those of crictl; the kubelet's own client speaks both too.
+var transports = []string{"spdy", "websocket"}
+
+// crictlCommand is a crictl that is not started.
+func (n *node) crictlCommand(args ...string) *exec.Cmd {
 	n.t.Helper()
 	path, err := harness.Tool(n.context(), "crictl")
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	c := &crictl{t: n.t, out: &screen{}, err: &screen{}, done: make(chan error, 1)}
-	c.cmd = exec.Command(path, append([]string{"--runtime-endpoint", "unix://" + n.Socket, "--timeout", "30s"}, args...)...)
+	return exec.Command(path, append([]string{"--runtime-endpoint", "unix://" + n.Socket, "--timeout", "30s"}, args...)...)
+}
+
+// crictl starts crictl in a pseudo-terminal of 80 to 24 cells, or with pipes.
+func (n *node) crictl(terminal bool, args ...string) *crictl {
+	n.t.Helper()
+	c := &crictl{t: n.t, cmd: n.crictlCommand(args...), out: &screen{}, err: &screen{}, done: make(chan error, 1)}
 	var theirs *os.File
+	var err error
 	if terminal {
 		c.in, theirs = openTerminal(n.t)
 		c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = theirs, theirs, theirs

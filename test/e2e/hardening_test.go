@@ -145,8 +145,20 @@ func execIsConfined(p *pod) {
 	}))
 	const what = "for p in 1 self; do grep -e ^Cap -e ^NoNewPrivs -e ^Seccomp: -e ^Groups -e ^Uid -e ^Gid /proc/$p/status; cat /proc/$p/cgroup /proc/$p/oom_score_adj /proc/$p/limits; readlink /proc/$p/ns/* 2>/dev/null; echo ---; done"
 	parts := strings.Split(c.exec("sh", "-c", what), "---\n")
-	if len(parts) != 3 || parts[0] != parts[1] {
-		p.t.Errorf("process 1 has\n%s\nan exec'd one\n%s", parts[0], parts[1])
+	for _, tty := range []bool{false, true} {
+		s := c.session(&runtimeapi.ExecRequest{Stdout: true, Tty: tty}, "sh", "-c", what).read()
+		if code, err := s.outcome(); code != 0 || err != nil {
+			p.t.Errorf("session with terminal = %v: exit code %d, %v", tty, code, err)
+		}
+		parts = append(parts, strings.Split(strings.ReplaceAll(s.text(channelStdout), "\r", ""), "---\n")...)
+	}
+	if len(parts) != 9 {
+		p.t.Fatalf("got %q", parts)
+	}
+	for _, i := range []int{1, 3, 4, 6, 7} {
+		if parts[i] != parts[0] {
+			p.t.Errorf("process 1 has\n%s\nan exec'd one\n%s", parts[0], parts[i])
+		}
 	}
 	for _, want := range []string{"NoNewPrivs:\t1\n", "Seccomp:\t2\n", "CapBnd:\t0000000000000000\n"} {
 		if !strings.Contains(parts[1], want) {

@@ -7,6 +7,7 @@
 //	guest peer ADDRESS...      tells who asks at these addresses, such as [::]:80, from which address he does
 //	guest ask TIME QUESTION... asks as many peers, as tcp/10.1.2.3:80 or udp/..., at once; prints a line for each
 //	guest lines ID BLOCKS [DIR] writes numbered lines as fast as it can (lines.go)
+//	guest echo ADDRESS...      sends back what TCP clients at these addresses send, until they have closed their side
 //	guest pause                waits for SIGINT or SIGTERM
 package main
 
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
@@ -28,7 +30,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | peer ADDRESS... | ask TIME QUESTION... | lines ID BLOCKS [DIR] | pause")
+		log.Fatal("usage: guest web PORT | get URL | euid | socket FAMILY | peer ADDRESS... | ask TIME QUESTION... | lines ID BLOCKS [DIR] | echo ADDRESS... | pause")
 	}
 	switch os.Args[1] {
 	case "web":
@@ -59,6 +61,12 @@ func main() {
 		ask(os.Args[2], os.Args[3:])
 	case "lines":
 		linesCommand(os.Args[2:])
+	case "echo":
+		for _, address := range os.Args[2:] {
+			echo(address)
+		}
+		fmt.Println("serving")
+		wait()
 	case "pause":
 		wait()
 	default:
@@ -70,6 +78,26 @@ func wait() {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
 	<-stop
+}
+
+// echo begins to serve at an address.
+func echo(address string) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				log.Fatal(err)
+			}
+			go func() {
+				_, _ = io.Copy(c, c) // ends with the client
+				_ = c.Close()
+			}()
+		}
+	}()
 }
 
 // ask prints a line for each question: the address that the peer saw, or what went wrong.
