@@ -68,7 +68,7 @@ func TestExecStreams(t *testing.T) {
 			cmd := n.crictlCommand("exec", "--transport", transport, c.id, "sh", "-c", "echo out; echo err >&2; exit 7")
 			cmd.Stdout, cmd.Stderr = &out, &errOut
 			if err := cmd.Run(); err == nil || out.String() != "out\n" ||
-				!strings.HasPrefix(errOut.String(), "err\n") || !strings.Contains(errOut.String(), "exit code 7") {
+				!strings.Contains(errOut.String(), "\nerr\n") || !strings.Contains(errOut.String(), "exit code 7") {
 				t.Errorf("crictl ends with %v, %q, %q", err, out.String(), errOut.String())
 			}
 			sent, got := sha256.New(), sha256.New()
