@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
@@ -71,7 +74,7 @@ func (h *Host) PodInitRoot() string { return h.podInitRoot }
 func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error)) {
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
 		began := time.Now()
-		err := h.sup.Watch(ctx, func(e supervisor.Exit) { f(Exit(e)) })
+		err := h.watch(ctx, f)
 		if ctx.Err() != nil {
 			return
 		}
@@ -158,4 +161,19 @@ func names(dir string) ([]string, error) {
 		out = append(out, e.Name())
 	}
 	return out, nil
+}
+
+// watch watches over one connection, and meanwhile holds over another what
+// containers would lose with their supervisor. It ends with either.
+func (h *Host) watch(ctx context.Context, f func(Exit)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var holding sync.WaitGroup
+	defer holding.Wait()
+	defer cancel(nil)
+	holding.Go(func() {
+		if err := h.sup.Hold(ctx); !errdefs.IsNotImplemented(err) {
+			cancel(fmt.Errorf("holding what containers would lose with their supervisor: %w", err))
+		}
+	})
+	return h.sup.Watch(ctx, func(e supervisor.Exit) { f(Exit(e)) })
 }

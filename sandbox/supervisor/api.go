@@ -161,6 +161,13 @@ type (
 		Stdin      bool `json:"stdin,omitempty"` // the descriptor may be written to
 		StdinEnded bool `json:"stdinEnded,omitempty"`
 	}
+	// HoldAnswer is each of what "hold" answers: with a descriptor, of what is to
+	// be held of a container; without one, that it is over; without an ID, that
+	// what there was has been told.
+	HoldAnswer struct {
+		ID       string `json:"id,omitempty"`
+		Terminal bool   `json:"terminal,omitempty"`
+	}
 	// ListAnswer is what "list" answers.
 	ListAnswer struct {
 		Containers []State `json:"containers"`

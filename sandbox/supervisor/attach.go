@@ -16,7 +16,8 @@ import (
 // Attach joins a client to a running container's standard streams. It returns
 // nil when the container has ended, and all that it wrote is in the pipes, or
 // when the end of stdin has ended the session. errdefs.ErrNotFound: unknown
-// container; errdefs.ErrFailedPrecondition: it does not run;
+// container; errdefs.ErrFailedPrecondition: it does not run, or its
+// terminal has not come back to a new supervisor;
 // errdefs.ErrResourceExhausted: the pipes were not read in time;
 // errdefs.ErrUnavailable: the supervisor has ended, which the container does
 // not by that; errdefs.ErrNotImplemented: the one that runs is an older one.

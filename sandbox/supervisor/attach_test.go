@@ -29,7 +29,10 @@ func (w *world) host() *sandbox.Host {
 	w.Helper()
 	h, err := sandbox.Open(w.ctx(), sandbox.Config{RunDir: w.dir, Supervisor: w.config().Binary, SupervisorLog: w.config().LogFile})
 	w.must(err)
-	w.Cleanup(func() { _ = h.Close() })
+	ctx, cancel := context.WithCancel(context.Background())
+	var watching sync.WaitGroup
+	watching.Go(func() { h.Watch(ctx, func(sandbox.Exit) {}, func(error) {}) })
+	w.Cleanup(func() { cancel(); watching.Wait(); _ = h.Close() })
 	return h
 }
 
@@ -55,7 +58,10 @@ func (w *world) attach(h *sandbox.Host, id string) *client {
 	w.Helper()
 	ctx, cancel := context.WithCancel(w.ctx())
 	r, in := io.Pipe()
-	c := &client{world: w, in: in, out: newScreen(), err: newScreen(), size: make(chan sandbox.TerminalSize), leave: cancel, done: make(chan error, 1)}
+	c := &client{
+		world: w, in: in, out: newScreen(), err: newScreen(), size: make(chan sandbox.TerminalSize),
+		leave: cancel, done: make(chan error, 1),
+	}
 	before := w.attached()
 	go func() {
 		err := h.Attach(ctx, id, sandbox.Streams{Stdin: r, Stdout: c.out, Stderr: c.err, Resize: c.size})
@@ -206,7 +212,8 @@ func TestAttachOfSlowClient(t *testing.T) {
 	stuck := make(chan struct{})
 	slow := make(chan error, 1)
 	go func() {
-		slow <- h.Attach(w.ctx(), req.ID, sandbox.Streams{Stdout: writerFunc(func(p []byte) (int, error) { <-stuck; return 0, io.ErrClosedPipe })})
+		blocks := writerFunc(func([]byte) (int, error) { <-stuck; return 0, io.ErrClosedPipe })
+		slow <- h.Attach(w.ctx(), req.ID, sandbox.Streams{Stdout: blocks})
 	}()
 	w.eventually("both are attached", func() bool { return w.attached() >= 3 })
 	for i := range parts {
@@ -405,7 +412,8 @@ func TestAttachLeavesNothing(t *testing.T) {
 		id := []string{silent.ID, terminal.ID, ended.ID}[i%3]
 		done := make(chan struct{})
 		go func() {
-			_ = h.Attach(ctx, id, sandbox.Streams{Stdin: r, Stdout: io.Discard, Stderr: io.Discard, Resize: make(chan sandbox.TerminalSize)})
+			sizes := make(chan sandbox.TerminalSize)
+			_ = h.Attach(ctx, id, sandbox.Streams{Stdin: r, Stdout: io.Discard, Stderr: io.Discard, Resize: sizes})
 			_ = r.Close()
 			close(done)
 		}()

@@ -28,6 +28,7 @@ type Client struct {
 	mu     sync.Mutex
 	closed bool
 	conns  map[*net.UnixConn]struct{}
+	held   map[string]held // by container, see Hold
 }
 
 // Connect returns a client of the supervisor in cfg.Dir. It adopts the running
@@ -39,7 +40,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err := prepareDir(cfg.Dir); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{})}
+	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{}), held: make(map[string]held)}
 	if err := c.call(ctx, "ping", struct{}{}, nil); err != nil {
 		return nil, err
 	}
@@ -54,6 +55,10 @@ func (c *Client) Close() error {
 	c.closed = true
 	for conn := range c.conns {
 		_ = conn.Close()
+	}
+	for id, h := range c.held {
+		_ = h.f.Close()
+		delete(c.held, id)
 	}
 	return nil
 }
@@ -197,8 +202,8 @@ func lacks(version int, op string, body any) error {
 	what := ""
 	var kind error = errdefs.ErrFailedPrecondition
 	switch {
-	case op == "attach" && version < wire.VersionAttach:
-		what, kind = "attach", errdefs.ErrNotImplemented
+	case (op == "attach" || op == "hold" || op == "restore") && version < wire.VersionAttach:
+		what, kind = op, errdefs.ErrNotImplemented
 	case version >= wire.VersionOptions:
 	case run.StdioUID != 0:
 		what = "user namespaces"
@@ -210,7 +215,8 @@ func lacks(version int, op string, body any) error {
 	if what == "" {
 		return nil
 	}
-	return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no %s; stop all containers and the supervisor: %w", op, what, kind)
+	return fmt.Errorf("supervisor call %s: the supervisor that runs is an older one, which knows no %s; "+
+		"stop all containers and the supervisor: %w", op, what, kind)
 }
 
 // stream makes a call and gives each answer to next until that wants no more.

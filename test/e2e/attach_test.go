@@ -1,7 +1,11 @@
 package e2e
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -142,5 +146,58 @@ func TestAttachAcrossDaemons(t *testing.T) {
 	}
 	if got := plain.status().GetState(); got != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("container is %s", got)
+	}
+}
+
+// open counts a process' descriptors of files whose names end so.
+func open(pid int, name string) (n int) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		if target, _ := os.Readlink(filepath.Join(dir, e.Name())); strings.HasSuffix(target, name) {
+			n++
+		}
+	}
+	return n
+}
+
+// A supervisor that is killed ends the sessions; containers keep stdin and
+// terminal, which the daemon gives to the next one.
+func TestAttachAcrossSupervisors(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	plain := p.run("plain", echo, interactive)
+	terminal := p.run("terminal", echo, interactive, tty)
+	first := p.run("first", "cat; echo end", once)
+	for _, transport := range []string{"spdy", "websocket"} {
+		n.eventually("a supervisor has the terminal", func() bool {
+			pids := n.SupervisorPIDs()
+			return len(pids) == 1 && open(pids[0], "/ptmx") > 0
+		})
+		a, b := plain.attach(transport, false), terminal.attach(transport, true)
+		a.send(transport + "\n")
+		a.sees(a.out, "got "+transport+"\n")
+		b.send(transport + "\n")
+		b.sees(b.out, "got "+transport+"\r\n")
+		n.eventually("the daemon holds a terminal and a stdin, besides those of the sessions", func() bool {
+			return open(n.PID(), "/ptmx") == 2 && open(n.PID(), "/stdin") == 2
+		})
+		for _, pid := range n.SupervisorPIDs() {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, client := range []*crictl{a, b} {
+			code, said := client.wait(), client.out.String()+client.err.String()
+			if code == 0 || !strings.Contains(said, "session ended with the supervisor, the container goes on") {
+				t.Errorf("%s: crictl ended with %d: %q", transport, code, said)
+			}
+		}
+	}
+	client := first.attach("spdy", false)
+	client.send("one\n")
+	_ = client.in.Close()
+	if code := client.wait(); code != 0 || client.out.String() != "one\nend\n" {
+		t.Errorf("crictl ended with %d, wrote %q and %q", code, client.out, client.err)
 	}
 }

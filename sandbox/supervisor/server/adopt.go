@@ -167,7 +167,7 @@ func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) {
 		return
 	}
 	if req.Terminal {
-		c.log.Warn("Terminal of the container is lost with the supervisor that had it")
+		c.log.Warn("Terminal of the container is lost with the supervisor that had it, unless a daemon gives it back")
 	}
 	fd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {

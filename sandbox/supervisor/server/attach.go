@@ -64,7 +64,7 @@ func (a *attachment) open(req *supervisor.AttachCall, files []*os.File) error {
 	}
 	terminal := c.rec.Request.Terminal
 	if terminal && len(c.copiers) == 0 {
-		return fmt.Errorf("its terminal was lost with the supervisor that had it: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the supervisor that had its terminal was killed, and it has not come back: %w", errdefs.ErrFailedPrecondition)
 	}
 	for i, has := range []bool{req.HasStdout, req.HasStderr} {
 		if !has {
@@ -194,6 +194,7 @@ func (c *container) endStdin() bool {
 	_ = c.input.Close()
 	c.input = nil
 	close(c.stdinEnded)
+	c.srv.inputs.tell()
 	return true
 }
 
@@ -204,5 +205,6 @@ func (c *container) closeInput() {
 	if c.input != nil {
 		_ = c.input.Close()
 		c.input = nil
+		c.srv.inputs.tell()
 	}
 }

@@ -16,4 +16,5 @@
 // Whatever a killed supervisor was doing is finished by the next one at its
 // start ([Serve]): containers that live are adopted, those that do not get an
 // exit record, half-made ones are deleted, processes of broken exec calls are killed.
+// What would go with this process the daemon holds meanwhile (hold.go).
 package server

@@ -191,6 +191,7 @@ func (c *container) copyOutput(io *stdio) error {
 	c.state = running
 	early := c.early
 	c.mu.Unlock()
+	c.srv.inputs.tell()
 	if early != nil {
 		c.handle(*early)
 	}

@@ -42,6 +42,7 @@ type Server struct {
 	pool   *logcopy.Pool
 
 	attachMemory logcopy.Budget
+	inputs       news // of what hold lends
 
 	listener *net.UnixListener
 	calls    sync.WaitGroup // connections, and what exits have started
@@ -354,6 +355,14 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 			return nil, err
 		}
 		return done, s.reopenLog(r.ID)
+	case "hold":
+		return nil, s.hold(ctx, c)
+	case "restore":
+		var r supervisor.IDRequest
+		if err := decode(&r); err != nil {
+			return nil, err
+		}
+		return done, s.restore(r.ID, c.files)
 	case "list":
 		return s.list(ctx)
 	case "watch":
