@@ -177,6 +177,7 @@ func TestNothingIsLeft(t *testing.T) {
 	if testing.Short() {
 		cycles = 3
 	}
+	get(t, http.MethodGet, s.base, nil) // it serves now
 	for name, step := range steps {
 		t.Run(name, func(t *testing.T) {
 			before := held(t)
