@@ -32,6 +32,8 @@ readonly kernels='AppArmor$|Capabilit|Confinement|Cgroup|Checkpoint|ContainerLif
 readonly behind='AppArmor$|Capabilit|Confinement|Checkpoint|OOM|Privileged|Sysctls|UserNamespace($|V|H|F)'
 # What Debian's kernel has as modules, which somebody must load: macvlan, limits of bandwidth.
 readonly modules='^Test(ReferenceMacvlan|BandwidthKilled)$'
+# All of critest, and streaming over WebSockets too.
+readonly specs='^Test(CRIConformance|StreamingOverWebSockets)$'
 readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
 # And with systemd, whose part are the cgroups.
 readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
@@ -79,7 +81,7 @@ script() {
 	[[ $init != systemd ]] || driver=systemd
 	for p in "${packages[@]}"; do
 		case $p in
-		test/critest) only=TestCRIConformance ;;
+		test/critest) only=$specs && [[ -z $focus ]] || only=TestCRIConformance ;;
 		test/e2e) only=${run:-$e2e_run} ;;
 		imageservice/internal/layer) only=${run:-$layers_run} ;;
 		cni) only=${run:-$modules_run} ;;

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	enough  = 95 // specs that must pass
+	enough  = 100 // specs that must pass
 	timeout = 15 * time.Minute
 )
 
@@ -103,6 +103,11 @@ func TestNetworkingWithReferencePlugins(t *testing.T) {
 	conforms(t, i, "Networking", 4)
 }
 
+// TestStreamingOverWebSockets runs the specs of exec, attach and port-forward once more, whose clients take SPDY otherwise.
+func TestStreamingOverWebSockets(t *testing.T) {
+	conforms(t, harness.New(t, config(t)), "Streaming", 5, "-websocket-exec", "-websocket-attach", "-websocket-portforward")
+}
+
 func config(t *testing.T) harness.Config {
 	harness.Require(t)
 	cfg := harness.Config{Registry: harness.Registry(t)}
@@ -120,7 +125,8 @@ func config(t *testing.T) harness.Config {
 }
 
 // conforms requires of the specs in focus ("" = all) that they pass, at least so many, or are skipped for a known reason.
-func conforms(t *testing.T, i *harness.Instance, focus string, want int) {
+// flags are further ones of critest's.
+func conforms(t *testing.T, i *harness.Instance, focus string, want int, flags ...string) {
 	t.Helper()
 	rules, err := parseRules(skipList)
 	if err != nil {
@@ -130,7 +136,7 @@ func conforms(t *testing.T, i *harness.Instance, focus string, want int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	specs := runSuite(t, i, binary, focus, rules)
+	specs := runSuite(t, i, binary, focus, rules, flags)
 
 	passed, failed, skipped := 0, 0, map[string]int{}
 	for _, s := range specs {
@@ -171,13 +177,14 @@ func conforms(t *testing.T, i *harness.Instance, focus string, want int) {
 
 // runSuite runs critest to its end and returns its specs. Specs that fail are in the report, so the exit code only
 // matters when there is none.
-func runSuite(t *testing.T, i *harness.Instance, binary, focus string, rules []rule) []spec {
+func runSuite(t *testing.T, i *harness.Instance, binary, focus string, rules []rule, flags []string) []spec {
 	t.Helper()
 	report, tmp := filepath.Join(i.LogDir, "critest.json"), filepath.Join(i.LogDir, "tmp")
 	if err := os.Mkdir(tmp, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	args := []string{"-runtime-endpoint=unix://" + i.Socket, "-ginkgo.json-report=" + report, "-ginkgo.no-color", "-ginkgo.timeout=" + timeout.String()}
+	args = append(args, flags...)
 	if focus != "" {
 		args = append(args, "-ginkgo.focus="+focus)
 	}
