@@ -16,7 +16,6 @@ var excused = []struct{ line, reason string }{
 	{`(ContainerStatus|PodSandboxStatus) from runtime.*code = NotFound|("DeleteContainer returned error"|"Failed to remove container").*code = NotFound`, "two of its parts removed the same"},
 	{`no/such|pod="default/cannot-node"`, "the case of what cannot start"},
 	{`/d/hung|pod="default/liveness-node"`, "the case of a probe that hangs"},
-	{`method (Exec|Attach|PortForward) not implemented`, "the case of streaming"},
 	{`pleg has yet to be successful`, "the first list has not been made when the kubelet starts"},
 }
 

@@ -18,7 +18,6 @@ func init() {
 	cases["manifest changed"] = changed
 	cases["manifest removed"] = removed
 	cases["log rotation"] = rotation
-	cases["streaming is refused"] = streaming
 }
 
 // A changed manifest is another pod: the old one ends in order before the new one starts.
@@ -172,23 +171,4 @@ func readLog(path string) (string, error) {
 	}
 	body, err = io.ReadAll(r)
 	return string(body), err
-}
-
-// The streaming RPCs come with a later version: until then a user's exec, attach and port-forward are refused with the
-// name of what is not there. Commands of the kubelet's own (/run, probes, hooks) need no stream.
-func streaming(t *testing.T, n *node) {
-	p := n.run(t, "streaming", second)
-	p.untilReady()
-	if out, err := p.ask("POST", "/run/default/"+p.fullName()+"/a?cmd=id"); err != nil || out != "uid=0(root) gid=0(root) groups=0(root)\n" {
-		t.Errorf("a command over /run: %q, %v", out, err)
-	}
-	for path, rpc := range map[string]string{
-		"/exec/default/" + p.fullName() + "/a?command=id&output=1": "method Exec not implemented",
-		"/attach/default/" + p.fullName() + "/a?output=1":          "method Attach not implemented",
-		"/portForward/default/" + p.fullName() + "?port=80":        "method PortForward not implemented",
-	} {
-		if _, err := p.ask("POST", path); err == nil || !strings.Contains(err.Error(), rpc) {
-			t.Errorf("%s: %v, want %q: it works now? Then test it here", path, err, rpc)
-		}
-	}
 }

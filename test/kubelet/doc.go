@@ -9,8 +9,9 @@
 // One kubelet on one gantry serves all cases beside each other, as on a node. What needs the node for itself comes
 // after: a restart of the kubelet, one of gantry, and the removal of everything, after which nothing may be left.
 //
-// The kubelet's own /exec, /attach and /portForward redirect to the runtime's streaming server, which gantry does not
-// have yet: TestKubelet/streaming_is_refused asserts how they fail until then. Commands run by exec probes and hooks.
+// The kubelet's own /exec, /attach and /portForward hand their clients on to gantry's streaming server: the tests are such
+// clients, over SPDY and over WebSockets.
+//
 // A kubelet without an API server has no runtime classes either, and with them refuses recursive read-only mounts: test/e2e
 // has those.
 package kubelet

@@ -126,6 +126,13 @@ func (n *node) close(t *testing.T) {
 	if err := removeCgroups("kubepods"); err != nil {
 		t.Error(err)
 	}
+	// Links to the pods' logs, of which it keeps those of pods that it has not removed; the next kubelet would ask for them.
+	links, _ := filepath.Glob("/var/log/containers/*.log")
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, n.options.LogDir+"/") {
+			_ = os.Remove(link)
+		}
+	}
 }
 
 // removeCgroups removes a group and those below it, empty as they must be, in every hierarchy.
