@@ -32,6 +32,10 @@ type RunRequest struct {
 	// component of it may be a symbolic link.
 	LogDir  string `json:"logDir,omitempty"`
 	LogPath string `json:"logPath,omitempty"`
+	// LogMax is the size that the log file does not pass, however much is
+	// written; 0 for none. What is more is dropped until it is rotated.
+	// Since version 3; to an older supervisor it is not sent.
+	LogMax int64 `json:"logMax,omitempty"`
 
 	Terminal  bool `json:"terminal,omitempty"`  // as in the bundle's process.terminal
 	Stdin     bool `json:"stdin,omitempty"`     // keep stdin open; otherwise it is /dev/null

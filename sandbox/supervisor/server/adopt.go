@@ -147,10 +147,10 @@ func waitCommands(pids []int) {
 // adoptStarted goes on with a container that had been started.
 func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) {
 	req := &c.rec.Request
-	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, c.log)
+	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
 	if err != nil {
 		c.log.Error("Log cannot be opened, output is dropped until it is reopened", "err", err)
-		file = logcopy.Broken(req.LogDir, req.LogPath, c.log)
+		file = logcopy.Broken(req.LogDir, req.LogPath, req.LogMax, c.log)
 	}
 	c.file = file
 	c.state = running

@@ -96,7 +96,7 @@ func (c *container) start(ctx context.Context, req supervisor.RunRequest) error 
 	if err := writeFile(c.dir, recordFile, c.rec); err != nil {
 		return err
 	}
-	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, c.log)
+	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
 	if err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}

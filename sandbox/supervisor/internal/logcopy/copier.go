@@ -30,13 +30,15 @@ type Copier struct {
 	pool   *Pool
 	log    *slog.Logger
 
-	slot  *slot
-	head  head
-	last  time.Time
-	large bool
-
+	slot   *slot
+	head   head
+	last   time.Time
+	large  bool
 	finite bool
 	sinks  sinks
+
+	gap    gap
+	detour detour
 
 	bytes  atomic.Uint64
 	parked atomic.Bool // all that has been read is in the log, and nothing was there when last looked
@@ -54,6 +56,7 @@ func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite
 		return nil, fmt.Errorf("copying %s of %s: %w", key.Stream, key.ID, err)
 	}
 	c := &Copier{src: src, raw: raw, id: key.ID, file: file, pool: pool, log: log, finite: finite, done: make(chan struct{})}
+	c.detour.over = make(chan struct{}, 1)
 	if key.Stream == streams[1] {
 		c.stream = 1
 	}
@@ -67,6 +70,7 @@ func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite
 // Flush writes what [Pool.Recover] has of a stream that nobody writes to any more.
 func (l *Leftover) Flush(key Key, file *File, pool *Pool, log *slog.Logger) {
 	c := &Copier{id: key.ID, file: file, pool: pool, log: log, stream: l.slot.h.stream & 1}
+	c.detour.over = make(chan struct{}, 1)
 	c.adopt(l)
 	c.flush(true)
 	c.release()
@@ -99,10 +103,17 @@ func (c *Copier) Idle() bool {
 	return idle && c.parked.Load() // in this order: what was read before it was looked has unset parked
 }
 
-// Stop ends the copying, with what is still in the pipe unread, and waits for it.
+// Stop ends the copying, with what is still in the pipe unread, and waits for
+// it, but no longer than hangTime: then it ends when the write of the log does
+// that hangs.
 func (c *Copier) Stop() {
 	_ = c.src.Close()
-	<-c.done
+	limit := time.NewTimer(hangTime)
+	defer limit.Stop()
+	select {
+	case <-c.done:
+	case <-limit.C:
+	}
 }
 
 func (c *Copier) run() {
@@ -187,38 +198,6 @@ func hungUp(fd int) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	_, err := unix.Poll(p, 0)
 	return err == nil && p[0].Revents&unix.POLLIN == 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
-}
-
-// flush writes the whole lines in the slot; with end the last beginning too.
-func (c *Copier) flush(end bool) {
-	if c.slot == nil {
-		return
-	}
-	_, a, b := c.slot.get()
-	if a == b {
-		return
-	}
-	out, err := c.pool.getOut()
-	if err != nil {
-		c.file.mu.Lock()
-		c.file.drop(b-a, err)
-		c.file.mu.Unlock()
-		c.slot.set(filled, b, b)
-		return
-	}
-	defer c.pool.putOut(out[:outSize])
-	if now := time.Now(); now.After(c.last) { // never backwards, whatever the clock does
-		c.last = now
-	}
-	c.head.set(c.last, streams[c.stream])
-	for a < b {
-		lines, used := c.head.format(out[:0], c.slot.raw[a:b], end)
-		if used == 0 {
-			return
-		}
-		c.file.write(c.slot, lines, a, used, b)
-		a += used
-	}
 }
 
 func (c *Copier) release() {

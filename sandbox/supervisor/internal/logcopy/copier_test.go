@@ -33,7 +33,7 @@ func newRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.pool.Close)
-	if r.file, err = OpenFile(filepath.Join(r.dir, "logs"), "a/b.log", quiet); err != nil {
+	if r.file, err = OpenFile(filepath.Join(r.dir, "logs"), "a/b.log", 0, quiet); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.file.Close)
@@ -45,8 +45,10 @@ func (r *rig) start(left *Leftover) {
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		r.Fatal(err)
 	}
-	if err := unix.SetNonblock(p[0], true); err != nil {
-		r.Fatal(err)
+	for _, fd := range p { // the writer's too, so that a write can have a deadline
+		if err := unix.SetNonblock(fd, true); err != nil {
+			r.Fatal(err)
+		}
 	}
 	r.w = os.NewFile(uintptr(p[1]), "w")
 	var err error
@@ -173,21 +175,21 @@ func TestRecover(t *testing.T) {
 		}, "F before\nF \n"},
 		{"writing, torn", func(r *rig, s *slot) {
 			copy(s.raw, unfinished+data)
-			s.h.dev, s.h.ino = r.file.dev, r.file.ino
+			s.h.dev, s.h.ino = r.file.out.dev, r.file.out.ino
 			var st unix.Stat_t
-			_ = unix.Fstat(r.file.fd, &st)
+			_ = unix.Fstat(r.file.out.fd, &st)
 			s.h.size = st.Size
 			s.set(writing, 0, len(unfinished+data))
-			_, _ = unix.Write(r.file.fd, []byte(stamp+" stdout F unfini"))
+			_, _ = unix.Write(r.file.out.fd, []byte(stamp+" stdout F unfini"))
 		}, "F before\nF unfinished\nF next\nP half\n"},
 		{"writing, written", func(r *rig, s *slot) {
 			copy(s.raw, "x\n")
-			s.h.dev, s.h.ino = r.file.dev, r.file.ino
+			s.h.dev, s.h.ino = r.file.out.dev, r.file.out.ino
 			var st unix.Stat_t
-			_ = unix.Fstat(r.file.fd, &st)
+			_ = unix.Fstat(r.file.out.fd, &st)
 			s.h.size = st.Size
 			s.set(writing, 0, 2)
-			_, _ = unix.Write(r.file.fd, []byte(stamp+" stdout F x\n"))
+			_, _ = unix.Write(r.file.out.fd, []byte(stamp+" stdout F x\n"))
 		}, "F before\nF x\n"},
 		{"nothing pending", func(r *rig, s *slot) { s.set(filled, 7, 7) }, "F before\n"},
 	}
@@ -231,10 +233,10 @@ func TestRecoverRotated(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(s.raw, "x\n")
-	s.h.dev, s.h.ino = r.file.dev, r.file.ino
+	s.h.dev, s.h.ino = r.file.out.dev, r.file.out.ino
 	s.set(writing, 0, 2)
 	path := filepath.Join(r.dir, "logs/a/b.log")
-	_, _ = unix.Write(r.file.fd, []byte("torn"))
+	_, _ = unix.Write(r.file.out.fd, []byte("torn"))
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -273,14 +275,14 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Skip("needs /dev/full:", err)
 	}
-	good := r.file.fd
-	r.file.fd = full
+	good := r.file.out.fd
+	r.file.out.fd = full
 	r.start(nil)
 	data := strings.Repeat("lost\n", 100000)
 	_, _ = r.w.WriteString(data) // must not block
 	waitFor(t, func() bool { return r.file.Lost() == uint64(len(data)) })
 	r.file.mu.Lock()
-	r.file.fd = good
+	r.file.out.fd, r.file.retry = good, time.Time{}
 	r.file.mu.Unlock()
 	_, _ = r.w.WriteString("kept\n")
 	r.end()
@@ -306,19 +308,19 @@ func TestOpenFileRefuses(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"../x", "/x", "link/x", "l.log", "fifo", "hard.log", "d", "a/../b", ".", "a//b"} {
-		if f, err := OpenFile(dir, path, quiet); err == nil {
+		if f, err := OpenFile(dir, path, 0, quiet); err == nil {
 			f.Close()
 			t.Errorf("%s was opened", path)
 		}
 	}
-	if f, err := OpenFile(filepath.Join(dir, "dirlink"), "x", quiet); err == nil {
+	if f, err := OpenFile(filepath.Join(dir, "dirlink"), "x", 0, quiet); err == nil {
 		f.Close()
 		t.Error("a directory that is a link was opened")
 	}
 	if _, err := os.Lstat(filepath.Join(dir, "target")); err == nil {
 		t.Error("a file was made through a link")
 	}
-	f, err := OpenFile(dir, "new/sub/0.log", quiet)
+	f, err := OpenFile(dir, "new/sub/0.log", 0, quiet)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,7 +359,7 @@ func BenchmarkCopy(b *testing.B) {
 				if n += len(data); n > 512<<20 { // the disk is not what is measured
 					n = 0
 					r.file.mu.Lock()
-					_ = unix.Ftruncate(r.file.fd, 0)
+					_ = unix.Ftruncate(r.file.out.fd, 0)
 					r.file.mu.Unlock()
 				}
 			}

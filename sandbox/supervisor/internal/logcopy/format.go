@@ -47,3 +47,16 @@ func (h *head) format(out, data []byte, end bool) (_ []byte, used int) {
 	}
 	return out, used
 }
+
+// payload is how much of the output is in lines, which begin with h's.
+func (h *head) payload(lines []byte) (n int) {
+	for len(lines) > 0 {
+		end := bytes.IndexByte(lines, '\n') + 1
+		n += end - len(h.full)
+		if lines[len(h.full)-2] == 'P' {
+			n--
+		}
+		lines = lines[end:]
+	}
+	return n
+}

@@ -1,0 +1,108 @@
+package logcopy
+
+import (
+	"bytes"
+	"time"
+)
+
+// gap is what a stream's log has of lines that were not written whole.
+type gap struct {
+	skip  bool // what comes up to the next newline belongs to a dropped line
+	open  bool // the last of this stream in the log is the beginning of a line
+	close bool // whose rest is dropped: an empty part is to end it
+}
+
+// lose notes that output is dropped that ends with last.
+func (g *gap) lose(last byte) {
+	g.skip = last != '\n'
+	g.close = g.close || g.open
+	g.open = false
+}
+
+// flush writes the whole lines in the slot; with end the last beginning too.
+func (c *Copier) flush(end bool) {
+	if c.slot == nil {
+		return
+	}
+	_, a, b := c.slot.get()
+	if a == b {
+		return
+	}
+	if now := time.Now(); now.After(c.last) { // never backwards, whatever the clock does
+		c.last = now
+	}
+	err := c.file.refuses(c.last)
+	var out []byte
+	if err == nil {
+		out, err = c.pool.getOut()
+	}
+	if err != nil {
+		c.drop(a, b, err)
+		return
+	}
+	defer c.pool.putOut(out[:outSize])
+	c.head.set(c.last, streams[c.stream])
+	for a < b {
+		if c.gap.skip {
+			a = c.skip(a, b)
+			continue
+		}
+		out = out[:0]
+		if c.gap.close {
+			out = append(append(out, c.head.full...), '\n')
+		}
+		lines, used := c.head.format(out, c.slot.raw[a:b], end)
+		if used == 0 {
+			break
+		}
+		c.write(lines, a, used, b)
+		a += used
+	}
+	if c.detour.dropped > 0 { // what is left in the slot has lost its continuation
+		if a < b {
+			c.drop(a, b, errHangs)
+		}
+		_ = 0
+		c.detour.dropped = 0
+	}
+}
+
+// write writes lines, of raw[a:a+used], and notes in the slot that they are done.
+func (c *Copier) write(lines []byte, a, used, b int) {
+	c.detour.begin(c.bypass)
+	kept, err := c.file.write(c.slot, lines, a, b)
+	c.detour.end(c.src)
+	partial := func(end int) bool { // whether lines[:end] end with a part of a line
+		return lines[bytes.LastIndexByte(lines[:end-1], '\n')+1+len(c.head.full)-2] == 'P'
+	}
+	if kept > 0 {
+		c.gap.close, c.gap.open = false, partial(kept)
+	}
+	if kept < len(lines) {
+		c.file.drop(c.head.payload(lines[kept:]), err)
+		last := byte('\n')
+		if partial(len(lines)) {
+			last = 0
+		}
+		c.gap.lose(last)
+	}
+	c.slot.set(filled, a+used, b)
+}
+
+// drop drops raw[a:b].
+func (c *Copier) drop(a, b int, err error) {
+	c.gap.lose(c.slot.raw[b-1])
+	c.file.drop(b-a, err)
+	c.slot.set(filled, b, b)
+}
+
+// skip drops the rest of a line that was dropped, and returns where it ends.
+func (c *Copier) skip(a, b int) int {
+	n := bytes.IndexByte(c.slot.raw[a:b], '\n') + 1
+	if c.gap.skip = n == 0; c.gap.skip {
+		n = b - a
+	}
+	c.file.drop(n, nil)
+	c.slot.set(filled, a+n, b)
+	return a + n
+}
