@@ -93,6 +93,7 @@ func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
 		Bundle:      h.bundle(c.ID),
 		LogDir:      c.LogDir,
 		LogPath:     c.LogPath,
+		LogMax:      h.maxLog,
 		Terminal:    c.Terminal,
 		Stdin:       c.Stdin,
 		StdinOnce:   c.StdinOnce,

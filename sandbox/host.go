@@ -20,6 +20,7 @@ import (
 type Config struct {
 	RunDir        string // below it lie pods/, containers/, runtimes/, podinit/ and supervisor/
 	Supervisor    string // the gantry-supervisor binary
+	MaxLog        int64  // size that a container's log file does not pass; 0 for none
 	SupervisorLog string // file that the supervisor's messages are appended to
 }
 
@@ -27,6 +28,7 @@ type Config struct {
 // concurrent use and keeps no state beside the files and the supervisor's.
 type Host struct {
 	runDir      string
+	maxLog      int64
 	podInitRoot string
 	cgroups     cgroup.Version
 	sup         *supervisor.Client
@@ -39,7 +41,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{runDir: cfg.RunDir, cgroups: version}
+	h := &Host{runDir: cfg.RunDir, maxLog: cfg.MaxLog, cgroups: version}
 	for _, dir := range []string{h.podsDir(), h.containersDir(), filepath.Join(h.runDir, "runtimes")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making the run directory: %w", err)

@@ -56,7 +56,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	detached := context.WithoutCancel(ctx)
 
 	host, err := sandbox.Open(ctx, sandbox.Config{
-		RunDir: cfg.Run, Supervisor: cfg.Supervisor, SupervisorLog: filepath.Join(cfg.Run, "supervisor.log"),
+		RunDir: cfg.Run, Supervisor: cfg.Supervisor, MaxLog: int64(cfg.Logs.MaxSize), SupervisorLog: filepath.Join(cfg.Run, "supervisor.log"),
 	})
 	if err != nil {
 		return err

@@ -223,15 +223,19 @@ func lacks(version int, op string, body any) error {
 func (c *Client) stream(ctx context.Context, op string, body any, files []*os.File,
 	next func(wire.Conn, json.RawMessage, []*os.File) (more bool, err error),
 ) error {
-	raw, err := json.Marshal(body)
-	if err != nil {
-		return fmt.Errorf("supervisor call %s: %w", op, err)
-	}
 	conn, version, err := c.dial(ctx)
 	if err != nil {
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
 	defer c.forget(conn)
+	if run, ok := body.(RunRequest); ok && version < wire.VersionAttach {
+		run.LogMax = 0 // better an unlimited log than no container
+		body = run
+	}
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return fmt.Errorf("supervisor call %s: %w", op, err)
+	}
 	if err := lacks(version, op, body); err != nil {
 		return err
 	}

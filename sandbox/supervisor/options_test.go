@@ -77,7 +77,7 @@ func TestOlderSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	run := supervisor.RunRequest{ID: "c", Runtime: supervisor.Runtime{Path: "/x", Root: "/r"}, Bundle: "/b"}
+	run := supervisor.RunRequest{ID: "c", Runtime: supervisor.Runtime{Path: "/x", Root: "/r"}, Bundle: "/b", LogMax: 1 << 20} // is not sent
 	if pid, err := client.Run(t.Context(), run); err != nil || pid != 7 {
 		t.Errorf("run: %d, %v", pid, err)
 	}
@@ -98,7 +98,7 @@ func TestOlderSupervisor(t *testing.T) {
 	}
 	_ = client.Close()
 	for _, op := range []string{"ping", "run"} {
-		if r := <-requests; r.Op != op || r.Version != 1 || strings.Contains(string(r.Body), "options") {
+		if r := <-requests; r.Op != op || r.Version != 1 || strings.Contains(string(r.Body), "options") || strings.Contains(string(r.Body), "logMax") {
 			t.Errorf("request %+v, want %s", r, op)
 		}
 	}

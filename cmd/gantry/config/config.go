@@ -38,11 +38,17 @@ type Config struct {
 	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
 	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
 
+	Logs      Logs               `toml:"logs" comment:"Logs of containers."`
 	CNI       CNI                `toml:"cni" comment:"Networks by CNI plugins. The first configuration of conf_dir by name is used, and read anew when it changes."`
 	Network   Network            `toml:"network" comment:"The network that serves when cni.conf_dir has no configuration.\nInstances beside each other on one machine need a bridge, subnets and table each."`
 	Streaming Streaming          `toml:"streaming" comment:"Where exec, attach and port-forward clients connect to, with a token that is used once. The kubelet does so from this node."`
 	Images    Images             `toml:"images" comment:"Pulling and keeping images."`
 	Runtimes  map[string]Runtime `toml:"runtimes" comment:"OCI runtimes by the name of their handler. Default, when none is named: runc and crun where installed."`
+}
+
+// Logs is how the output of containers is kept.
+type Logs struct {
+	MaxSize Size `toml:"max_size" comment:"Size that the log file of one container never passes, however much is written between two rotations: what is more is dropped, with a warning, until the kubelet has rotated it. Give more than the kubelet's containerLogMaxSize (10Mi), which is the size that it rotates at. \"0\": no limit."`
 }
 
 // CNI is where CNI configuration and plugins lie.

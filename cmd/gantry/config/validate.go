@@ -194,12 +194,18 @@ func (l ImageLimits) check() (errs []error) {
 	return errs
 }
 
+// minLogSize is of some lines of the greatest length.
+const minLogSize = 64 << 10
+
 func (c Config) checkValues() (errs []error) {
 	if c.CgroupDriver != CgroupFS && c.CgroupDriver != Systemd {
 		errs = append(errs, wrong("cgroup_driver", c.CgroupDriver, "give %q or %q, the same as the kubelet's cgroupDriver", CgroupFS, Systemd))
 	}
 	if c.LogLevel < 0 || c.LogLevel > 10 {
 		errs = append(errs, wrong("log_level", c.LogLevel, "give 0 to 10"))
+	}
+	if c.Logs.MaxSize != 0 && c.Logs.MaxSize < minLogSize {
+		errs = append(errs, wrong("logs.max_size", int64(c.Logs.MaxSize), "give at least %d bytes, or \"0\" for no limit", minLogSize))
 	}
 	if c.ShmSize < 4096 {
 		errs = append(errs, wrong("shm_size", int64(c.ShmSize), "give at least 4096 bytes"))

@@ -127,6 +127,9 @@ func checkRun(r *supervisor.RunRequest) error {
 	if r.LogPath != "" && !filepath.IsAbs(r.LogDir) {
 		return fmt.Errorf("container %s: log directory %q is not an absolute path: %w", r.ID, r.LogDir, errdefs.ErrInvalidArgument)
 	}
+	if r.LogMax < 0 {
+		return fmt.Errorf("container %s: largest size %d of the log is negative: %w", r.ID, r.LogMax, errdefs.ErrInvalidArgument)
+	}
 	for _, p := range r.CgroupProcs {
 		if !filepath.IsAbs(p) || filepath.Base(p) != "cgroup.procs" {
 			return fmt.Errorf("container %s: %q is not the path of a cgroup.procs: %w", r.ID, p, errdefs.ErrInvalidArgument)

@@ -18,7 +18,7 @@ const (
 	Version, MinVersion = 3, 1
 	// VersionOptions is the first with options of an OCI runtime, owners of stdio, and updates.
 	VersionOptions = 2
-	// VersionAttach is the first with attach, hold and restore.
+	// VersionAttach is the first with attach, hold and restore, and with the largest size of a log.
 	VersionAttach = 3
 	// MaxFrame bounds a message, in bytes.
 	MaxFrame = 1 << 20
