@@ -149,6 +149,40 @@ func TestAttachAcrossDaemons(t *testing.T) {
 	}
 }
 
+// Clients that vanish from containers that write nothing leave nothing behind (CVE-2025-64329).
+func TestAttachedClientsVanish(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	plain, terminal := p.run("plain", forever, interactive), p.run("terminal", forever, interactive, tty)
+	count := func() [2]int { return [2]int{open(n.PID(), ""), open(n.SupervisorPIDs()[0], "")} }
+	settled := func() (now [2]int) {
+		n.eventually("it is quiet", func() bool { last := now; now = count(); return now == last })
+		return now
+	}
+	before := settled()
+	for range 5 {
+		var clients []*crictl
+		for _, transport := range []string{"spdy", "websocket"} {
+			for range 3 {
+				clients = append(clients, plain.attach(transport, false), terminal.attach(transport, true))
+			}
+		}
+		n.eventually("they are attached", func() bool { return open(n.PID(), "/stdin") == 6 && open(n.PID(), "/ptmx") == 1+6 })
+		for _, client := range clients {
+			if err := client.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			client.wait()
+		}
+	}
+	var after [2]int
+	n.eventually("nothing is left of them", func() bool {
+		after = count()
+		return after[0] <= before[0] && after[1] <= before[1]
+	})
+	t.Logf("descriptors of daemon and supervisor before %v, after %v", before, after)
+}
+
 // open counts a process' descriptors of files whose names end so.
 func open(pid int, name string) (n int) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)

@@ -82,13 +82,14 @@ func (a *attachment) open(req *supervisor.AttachCall, files []*os.File) error {
 		}
 		files = files[1:]
 	}
-	a.stdin = req.Stdin && c.rec.Request.Stdin && c.input != nil
-	if c.input != nil && (a.stdin || terminal) {
+	stdin := req.Stdin && c.rec.Request.Stdin && c.input != nil
+	if c.input != nil && (stdin || terminal) {
 		var err error
 		if a.input, err = dup(c.input); err != nil {
 			return err
 		}
 	}
+	a.stdin = stdin // not before: its end is then the session's
 	for i, sink := range a.sinks {
 		a.copiers[i].Attach(sink)
 	}
