@@ -138,26 +138,26 @@ func TestExecEndsWithClient(t *testing.T) {
 // A session ends with its container, also where that has no PID namespace to take the session along.
 func TestExecEndsWithContainer(t *testing.T) {
 	n := newNode(t)
-	for name, pid := range map[string]func(*runtimeapi.PodSandboxConfig){
-		"own": func(*runtimeapi.PodSandboxConfig) {}, "shared": sharedPID,
+	for name, mode := range map[string]runtimeapi.NamespaceMode{
+		"own": runtimeapi.NamespaceMode_CONTAINER, "shared": runtimeapi.NamespaceMode_POD, "node": runtimeapi.NamespaceMode_NODE,
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := n.runPod(name, pid)
-			p = p.in(t)
+			p := n.runPod(name, func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = mode }).in(t)
+			sleep := fmt.Sprintf("sleep 4321%d", time.Now().UnixNano()%1e6) // on the node there may be others
 			other := p.run("other", forever)
 			c := p.run("c", "read x < /tmp/fifo", func(c *runtimeapi.ContainerConfig) {
 				c.Command = []string{"sh", "-c", "mkfifo /tmp/fifo; read x < /tmp/fifo"}
 			})
-			s := c.session(&runtimeapi.ExecRequest{Stdout: true}, "sh", "-c", "echo begun; sleep 4321").read()
+			s := c.session(&runtimeapi.ExecRequest{Stdout: true}, "sh", "-c", "echo begun; "+sleep).read()
 			n.eventually("it runs", func() bool { return s.text(channelStdout) == "begun\n" })
 			c.exec("sh", "-c", "echo > /tmp/fifo")
 			switch code, err := s.outcome(); {
 			case name == "own" && (err != nil || code != 137):
 				t.Errorf("exit code %d, %v", code, err)
-			case name == "shared" && (err == nil || !strings.Contains(err.Error(), "has exited")):
+			case name != "own" && (err == nil || !strings.Contains(err.Error(), "has exited")):
 				t.Errorf("exit code %d, %v", code, err)
 			}
-			if other.runs("4321") {
+			if other.runs(sleep) {
 				t.Error("the process is left")
 			}
 		})
