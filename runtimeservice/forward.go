@@ -97,3 +97,20 @@ func forward(ctx context.Context, server halfCloser, client io.ReadWriteCloser) 
 	}
 	return nil
 }
+
+// when calls f in the background once ch is closed, unless stop, which waits for f, is called before.
+func when(ch <-chan struct{}, f func()) (stop func()) {
+	stopped, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		select {
+		case <-ch:
+			f()
+		case <-stopped:
+		}
+	}()
+	return func() {
+		close(stopped)
+		<-done
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/errdefs"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox"
@@ -57,8 +56,10 @@ func (s *streaming) PortForward(_ context.Context, req *runtimeapi.PortForwardRe
 }
 
 // ExecSession runs the command of the request, connected with the client's
-// streams, and returns its exit code. All that it has started ends with ctx,
-// with the client and with the container. See [sandbox.Host.ExecStream].
+// streams, and returns its exit code. All that it has started ends with ctx and
+// with the client ([sandbox.Host.ExecStream]). With the container's first process
+// the rest of its cgroup is killed, also where that has no PID namespace of its
+// own: then the code is 137.
 func (s *streaming) ExecSession(ctx context.Context, req *runtimeapi.ExecRequest, streams sandbox.Streams) (exitCode int, err error) {
 	c, err := s.running(req.GetContainerId())
 	if err != nil {
@@ -68,10 +69,6 @@ func (s *streaming) ExecSession(ctx context.Context, req *runtimeapi.ExecRequest
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// Without a PID namespace of its own a container leaves what was started in it.
-	defer when(c.exited, func() { cancel(fmt.Errorf("it has exited: %w", errdefs.ErrFailedPrecondition)) })()
 	exitCode, err = s.host.ExecStream(ctx, c.id, process, sandboxIDs(c.pod.userns), streams)
 	if err != nil {
 		return 0, fmt.Errorf("container %s (%s): running %q: %w", c.key.name, c.id, req.GetCmd(), err)
@@ -90,21 +87,4 @@ func (s *streaming) AttachSession(ctx context.Context, req *runtimeapi.AttachReq
 		return fmt.Errorf("container %s (%s): attach: %w", c.key.name, c.id, err)
 	}
 	return nil
-}
-
-// when calls f in the background once ch is closed, unless stop, which waits for f, is called before.
-func when(ch <-chan struct{}, f func()) (stop func()) {
-	stopped, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		select {
-		case <-ch:
-			f()
-		case <-stopped:
-		}
-	}()
-	return func() {
-		close(stopped)
-		<-done
-	}
 }

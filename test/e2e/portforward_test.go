@@ -20,7 +20,9 @@ import (
 // echo runs a server in the pod that sends back what it gets.
 func (p *pod) echo(addresses ...string) *container {
 	p.t.Helper()
-	c := p.run("echo", "", withGuest, func(c *runtimeapi.ContainerConfig) { c.Command, c.Args = append([]string{"/nginx", "echo"}, addresses...), nil })
+	c := p.run("echo", "", withGuest, func(c *runtimeapi.ContainerConfig) {
+		c.Command, c.Args = append([]string{"/nginx", "echo"}, addresses...), nil
+	})
 	c.eventually("it serves", func() bool { return c.logged("stdout") == "serving\n" })
 	return c
 }
