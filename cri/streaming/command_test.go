@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -336,4 +337,25 @@ func TestGoneIsNoEnd(t *testing.T) {
 	if err := <-inputs; err == nil {
 		t.Error("WebSocket: the input has ended")
 	}
+}
+
+// Input that waits long for its reader comes whole, whatever was done meanwhile to see whether the client is there.
+func TestSlowInput(t *testing.T) {
+	input := strings.Repeat("0123456789abcde\n", 1<<18) // 4 MiB
+	s := serve(t, testConfig(), fakeRuntime{exec: func(ctx context.Context, req *runtimeapi.ExecRequest, s Streams) (int, error) {
+		time.Sleep(2*gonePoll + gonePoll/2)
+		return echo(0).exec(ctx, req, s)
+	}})
+	var clients sync.WaitGroup
+	for name, run := range map[string]func() commandResult{
+		"SPDY":      func() commandResult { return runSPDY(t, dialSPDY(t, execURL(t, s, all), protocolV4), input) },
+		"WebSocket": func() commandResult { return runWS(t, dialWS(t, execURL(t, s, all), protocolV5), input) },
+	} {
+		clients.Go(func() {
+			if got := run(); got.stdout != input || exitCode(t, got.fault) != 0 {
+				t.Errorf("%s: stdout of %d bytes, error stream %q", name, len(got.stdout), got.fault)
+			}
+		})
+	}
+	clients.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -63,31 +64,51 @@ func closeWrite(conn net.Conn) {
 	}
 }
 
-// hungUp returns errGone when the client has closed a connection of which
-// nothing is read at present, and which would therefore not show it.
-func hungUp(conn net.Conn) error {
+// Frames that say nothing and ask for no answer.
+var (
+	nothingSPDY      = []byte{0x80, 3, 0, 4, 0, 0, 0, 4, 0, 0, 0, 0} // no settings
+	nothingWebSocket = []byte{0x8a, 0}                               // a pong that was not asked for
+)
+
+// stillThere returns errGone when the client has closed a connection of which
+// nothing is read at present, and which would therefore not show it: with a
+// full window, not even the client's FIN gets through. So it sends nothing, a
+// frame, which a closed socket resets the connection for. It must not be a
+// ping: clients answer in turn with their input, which does not get through.
+//
+// writing is held by whoever writes to the connection. If somebody does, the
+// reset will come of that.
+func stillThere(conn net.Conn, writing *sync.Mutex, nothing []byte) error {
 	for {
+		if tracked, ok := conn.(*trackedConn); ok && writing.TryLock() {
+			_, err := tracked.Conn.Write(nothing) // past tracked: it is no use of the connection
+			writing.Unlock()
+			if err != nil {
+				return errGone
+			}
+		}
 		inner, ok := conn.(interface{ NetConn() net.Conn })
 		if !ok {
 			break
 		}
 		conn = inner.NetConn()
 	}
-	var revents int16
-	if sock, ok := conn.(syscall.Conn); ok {
-		raw, err := sock.SyscallConn()
-		if err != nil {
-			return err
-		}
-		if err := raw.Control(func(fd uintptr) {
-			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
-			_, _ = unix.Poll(fds, 0) // an error leaves revents 0: not known to be gone
-			revents = fds[0].Revents
-		}); err != nil {
-			return err // closed
-		}
+	sock, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
 	}
-	if revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	fds := []unix.PollFd{{Events: unix.POLLRDHUP}}
+	if err := raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		_, _ = unix.Poll(fds, 0) // an error leaves Revents 0: not known to be gone
+	}); err != nil {
+		return err // closed
+	}
+	if fds[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
 		return errGone
 	}
 	return nil

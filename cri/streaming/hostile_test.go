@@ -125,25 +125,60 @@ func TestSecurityDataIsBounded(t *testing.T) {
 	}
 }
 
-// A client that vanishes while its input is full is noticed, though nothing is read of its connection then.
+// A client that vanishes while its input is full is noticed, though nothing is
+// read of its connection then, and its FIN waits behind what the window lets through.
 func TestGoneWithFullInput(t *testing.T) {
 	ended := make(chan error, 1)
 	s := serve(t, testConfig(), wait(ended))
-	for name, vanish := range map[string]func(c *net.TCPConn){
-		"reset": func(c *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() },
-	} {
-		c := allStreams(t, s, "c")
-		in := c.FindStream(3)
+	flood := func(deadline func(time.Time) error, send func([]byte) error) {
 		for {
-			_ = c.conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-			if _, err := in.Write(make([]byte, 64<<10)); err != nil {
-				break
+			_ = deadline(time.Now().Add(300 * time.Millisecond))
+			if send(make([]byte, 64<<10)) != nil {
+				return
 			}
 		}
-		vanish(c.conn.(*net.TCPConn))
-		if err := <-ended; !errors.Is(err, errGone) {
-			t.Errorf("%s: %v", name, err)
+	}
+	for name, begin := range map[string]func() net.Conn{
+		"SPDY": func() net.Conn {
+			c := allStreams(t, s, "c")
+			flood(c.conn.SetWriteDeadline, func(p []byte) error { _, err := c.FindStream(3).Write(p); return err })
+			return c.conn
+		},
+		"WebSocket": func() net.Conn {
+			ws := dialWS(t, execURL(t, s, all), protocolV5)
+			flood(ws.SetWriteDeadline, func(p []byte) error { return ws.WriteMessage(websocket.BinaryMessage, p) })
+			return ws.NetConn()
+		},
+	} {
+		for _, reset := range []bool{false, true} {
+			conn := begin()
+			if reset {
+				must(0, conn.(*net.TCPConn).SetLinger(0))(t)
+			}
+			_ = conn.Close()
+			if err := <-ended; !errors.Is(err, errGone) {
+				t.Errorf("%s, reset %v: %v", name, reset, err)
+			}
 		}
+	}
+}
+
+// Waiting for room in a full inbox is no use of the connection: it gets idle all the same, and the client is told.
+func TestIdleWithFullInput(t *testing.T) {
+	cfg := testConfig()
+	cfg.IdleTimeout = 3 * gonePoll
+	ended := make(chan error, 1)
+	s := serve(t, cfg, wait(ended))
+	c := allStreams(t, s, "c")
+	go func() { // ends with the connection
+		for {
+			if _, err := c.FindStream(3).Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	}()
+	if err := <-ended; !errors.Is(err, errIdle) {
+		t.Error(err)
 	}
 }
 

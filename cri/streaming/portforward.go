@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -49,7 +50,7 @@ func (h *handler) portForward(w http.ResponseWriter, r *http.Request, req *runti
 		return
 	}
 	if ws.Subprotocol() == protocolTunnel {
-		h.hold(conn, &tunnelled{newSPDY(&tunnel{Conn: conn, ws: ws}, f.opened), answerPings(ws)}, f.run)
+		h.hold(conn, newTunnelled(conn, ws, f.opened), f.run)
 		return
 	}
 	c, all := f.channels(ws)
@@ -60,6 +61,12 @@ func (h *handler) portForward(w http.ResponseWriter, r *http.Request, req *runti
 type tunnelled struct {
 	*spdyConn
 	pongs *ponger
+}
+
+func newTunnelled(conn net.Conn, ws *websocket.Conn, opened func(*spdyStream) (func(), error)) *tunnelled {
+	t := &tunnelled{newSPDY(&tunnel{Conn: conn, ws: ws}, opened), answerPings(ws)}
+	t.gone = func() error { return stillThere(conn, &t.writing, nothingWebSocket) }
+	return t
 }
 
 func (t *tunnelled) serve() error {

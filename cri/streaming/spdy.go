@@ -31,6 +31,7 @@ var (
 // go from the socket to their stream in pieces, whatever length they announce.
 type spdyConn struct {
 	conn   net.Conn
+	gone   func() error // asks whether the client has gone, while r is not read
 	r      *bufio.Reader
 	framer *spdy.Framer     // reads frame, writes control
 	frame  io.LimitedReader // of r: the control frame that is read
@@ -50,6 +51,7 @@ type spdyConn struct {
 func newSPDY(conn net.Conn, opened func(*spdyStream) (func(), error)) *spdyConn {
 	c := &spdyConn{conn: conn, r: bufio.NewReaderSize(conn, chunkSize), opened: opened, streams: map[spdy.StreamId]*spdyStream{}}
 	c.frame.R = c.r
+	c.gone = func() error { return stillThere(conn, &c.writing, nothingSPDY) }
 	framer, err := spdy.NewFramerWithOptions(&c.control, &c.frame,
 		spdy.WithMaxControlFramePayloadSize(maxControl), spdy.WithMaxHeaderCount(maxHeaders), spdy.WithMaxHeaderFieldSize(maxFieldSize))
 	if err != nil {
@@ -118,7 +120,7 @@ func (c *spdyConn) data(id spdy.StreamId, length int64, fin bool) error {
 		_, err := io.CopyN(io.Discard, c.r, length)
 		return err
 	}
-	if err := s.in.fill(c.r, length, func() error { return hungUp(c.conn) }); err != nil {
+	if err := s.in.fill(c.r, length, c.gone); err != nil {
 		return err
 	}
 	if fin {

@@ -122,7 +122,7 @@ func (c *channelConn) receive(message io.Reader) error {
 		_, err := io.Copy(io.Discard, message)
 		return err
 	}
-	return c.channels[id].in.fill(message, -1, func() error { return hungUp(c.ws.NetConn()) })
+	return c.channels[id].in.fill(message, -1, func() error { return stillThere(c.ws.NetConn(), &c.writing, nothingWebSocket) })
 }
 
 // closed is the client's half-close of a channel.
