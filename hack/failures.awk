@@ -50,14 +50,15 @@ message(line) {
 line ~ /^(panic: |fatal error: |WARNING: DATA RACE|\t\tTest[^ ]* \([0-9ms.]+\)$|FAIL\t.*\[(build|setup) failed\])/ ||
 	full ~ /^[a-z-]+\.sh: / || full ~ /^[A-Za-z0-9_\/.-]+\.go:[0-9]+(:[0-9]+)?: / || full ~ /Kernel panic|^@@ .*exit status ([2-9]|1[0-9])/ {
 	if (died < 6) dead[++died] = full
+	crashed = crashed || full !~ /^[a-z-]+\.sh: / # which says no more than that something failed
 	next
 }
 
-full !~ /^ *$|^(ok|PASS|FAIL|\?|=== |--- |@@)|--- PASS|--- SKIP|no test files/ { rest[++others % 12] = full }
+full !~ /^ *$|^(ok|PASS|FAIL|\?|=== |--- |@@)|--- PASS|--- SKIP|no test files|^\[ *[0-9]+\.[0-9]+\] / { rest[++others % 12] = full }
 
 END {
 	room = 12 - died
-	if (!failed) for (i = (others > room ? others - room : 0) + 1; i <= others; i++) print cut(rest[i % 12])
+	if (!failed && !crashed) for (i = (others > room ? others - room : 0) + 1; i <= others; i++) print cut(rest[i % 12])
 	for (i = 1; i <= died; i++) print cut(dead[i])
 	shown = failed < room ? failed : room
 	for (each = 4; each > 0; each--) { # as many messages of each as there is room for

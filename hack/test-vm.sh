@@ -88,7 +88,7 @@ script() {
 		*) only=$run ;;
 		esac
 		p=$(printf '%q ' suite "$p" CRITEST_FOCUS="$focus" CRITEST_RUNTIME=crun GANTRY_TEST_CGROUP_DRIVER="$driver" \
-			"./${p##*/}.test" -test.v -test.timeout=12m \
+			"./${p##*/}.test" -test.v -test.timeout=20m \
 			-test.skip='^Test(TakeoverLosesNoLine|ReopenLogUnderLoad)$' -test.run="$only") # loads, for which the guest is too slow
 		if [[ $p == 'suite test/e2e '* ]]; then e2e=$p; else others+=$p$'\n'; fi
 	done

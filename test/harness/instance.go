@@ -26,7 +26,7 @@ import (
 const (
 	readyTimeout = 30 * time.Second // a start-up on a loaded two-core machine takes 2 s
 	stopTimeout  = 20 * time.Second
-	settleTime   = 8 * time.Second // for kernel tear-down before an audit fails
+	settleTime   = 60 * time.Second // for kernel tear-down before an audit fails
 	mostShown    = 40              // leftovers in an audit's error
 )
 
