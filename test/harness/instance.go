@@ -27,7 +27,7 @@ const (
 	readyTimeout = 30 * time.Second // a start-up on a loaded two-core machine takes 2 s
 	stopTimeout  = 20 * time.Second
 	settleTime   = 60 * time.Second // for kernel tear-down before an audit fails
-	mostShown    = 40              // leftovers in an audit's error
+	mostShown    = 40               // leftovers in an audit's error
 )
 
 // Config says what an instance has that others have not. The zero value is a plain instance with runc.
