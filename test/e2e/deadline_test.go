@@ -82,7 +82,7 @@ func TestDeadlineInRunPodSandbox(t *testing.T) {
 	n, plugin := pluginNode(t)
 	config := n.podConfig("pod", sharedPID)
 	touch(t, filepath.Join(plugin, "add-hangs"))
-	_, err := n.Runtime.RunPodSandbox(n.within(500*time.Millisecond), &runtimeapi.RunPodSandboxRequest{Config: config})
+	_, err := n.Runtime.RunPodSandbox(n.within(2*time.Second), &runtimeapi.RunPodSandboxRequest{Config: config})
 	wantError(t, err, codes.DeadlineExceeded)
 	if err := n.Audit(); err != nil {
 		t.Error(err)
@@ -197,7 +197,7 @@ func TestStopSignalIsSentAfterAFailure(t *testing.T) {
 	if err := unix.Kill(supervisor, unix.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Runtime.StopContainer(n.within(8*time.Second), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 100}); err != nil {
+	if _, err := n.Runtime.StopContainer(n.within(time.Minute), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 100}); err != nil {
 		t.Errorf("the second stop: %v", err)
 	}
 	if s := c.status(); s.GetExitCode() == 137 {

@@ -247,7 +247,7 @@ func (c *container) execSync(timeout int64, argv ...string) (*runtimeapi.ExecSyn
 // eventually polls until the condition holds; the bound only decides when a broken test gives up.
 func (n *node) eventually(what string, condition func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			n.t.Fatalf("waited in vain until %s", what)
 		}

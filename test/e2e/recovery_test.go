@@ -323,7 +323,7 @@ func TestRunDirectoryInUse(t *testing.T) {
 	n := newNode(t)
 	c := n.runPod("pod").run("c", forever)
 	other := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	run := filepath.Join(n.Dir, "run")
 	out, err := harness.Gantry(ctx, "serve", "--root", other+"/root", "--run", run, "--socket", other+"/s.sock",

@@ -47,7 +47,8 @@ func TestContainersOutliveTheDaemon(t *testing.T) {
 				t.Fatal(err)
 			}
 			n.eventually("the other container has left", func() bool { return leaving.logged("stdout") == "go\nleaving\n" })
-			time.Sleep(200 * time.Millisecond) // so that the exit is told from the daemon's return by its time
+			exit := filepath.Join(n.Dir, "run/supervisor/containers", leaving.id, "exit.json")
+			n.eventually("its exit is recorded", func() bool { _, err := os.Stat(exit); return err == nil })
 			returned := time.Now()
 			if err := n.StartDaemon(context.Background()); err != nil {
 				t.Fatal(err)
