@@ -68,8 +68,10 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest) error {
 		}
 		return true, nil
 	})
-	if attached && errors.Is(err, errdefs.ErrUnavailable) {
-		return fmt.Errorf("attach to container %s: session ended with the supervisor, the container goes on: %w", req.ID, err)
+	// One that is told to end cancels its calls, one that is killed breaks their connections.
+	if attached && ctx.Err() == nil && (errors.Is(err, errdefs.ErrUnavailable) || errors.Is(err, context.Canceled)) {
+		return fmt.Errorf("attach to container %s: session ended with the supervisor, the container goes on: %w: %v",
+			req.ID, errdefs.ErrUnavailable, err)
 	}
 	return err
 }

@@ -459,16 +459,16 @@ func TestAttachLeavesNothing(t *testing.T) {
 
 // A session ends with its supervisor, and says so; the container keeps its
 // stdin, and the next supervisor lets clients in.
-func TestAttachWhenSupervisorIsKilled(t *testing.T) {
+func TestAttachWhenSupervisorEnds(t *testing.T) {
 	w := newWorld(t)
 	h := w.host()
 	req := w.interactive("while read x; do echo got $x; done; echo end")
 	w.run(req)
-	for i := range 3 {
+	for i, end := range []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGKILL} {
 		c := w.attach(h, req.ID)
 		c.send(fmt.Sprintf("%d\n", i))
 		c.sees(c.out, fmt.Sprintf("got %d\n", i))
-		w.killSupervisor()
+		w.endSupervisor(end)
 		if err := c.wait(); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "the container goes on") {
 			t.Errorf("session: %v", err)
 		}

@@ -59,11 +59,16 @@ func TestDaemonGoneAndBack(t *testing.T) {
 // killSupervisor kills the supervisor by SIGKILL; the next call starts another.
 func (w *world) killSupervisor() {
 	w.Helper()
+	w.endSupervisor(unix.SIGKILL)
+}
+
+func (w *world) endSupervisor(sig unix.Signal) {
+	w.Helper()
 	pid := w.supervisorPID()
 	if pid == 0 {
 		w.Fatal("no supervisor runs")
 	}
-	w.must(unix.Kill(pid, unix.SIGKILL))
+	w.must(unix.Kill(pid, sig))
 	w.eventually("it is dead", func() bool { s := state(pid); return s == 'X' || s == 'Z' })
 	if _, err := w.client.List(w.ctx()); err != nil { // by a new one
 		w.Fatal(err)
