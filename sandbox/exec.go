@@ -32,8 +32,9 @@ type ExecResult struct {
 // Exec runs a process in a container and returns when it has ended. Of each
 // stream the first [ExecOutputLimit] bytes are kept, the rest is read and
 // dropped; the streams belong to the container's root, whom ids says, so that
-// its processes can open /dev/stdout. When ctx ends first, all that the process started in its session is
-// killed and ctx's error returned.
+// its processes can open /dev/stdout. When ctx ends first, the process, its
+// session and all that descends from those are killed and ctx's error returned. What has left the session, and whose
+// parents have all ended, cannot be told from the container's own processes and lives on.
 func (h *Host) Exec(ctx context.Context, id string, process *specs.Process, ids IDMap) (ExecResult, error) {
 	spec, err := json.Marshal(process)
 	if err != nil {
@@ -52,7 +53,8 @@ func (h *Host) Exec(ctx context.Context, id string, process *specs.Process, ids 
 	if err != nil {
 		return ExecResult{}, err
 	}
-	return ExecResult{Stdout: out.finish(), Stderr: errOut.finish(), ExitCode: code}, nil
+	drained := time.Now().Add(execDrain) // for both: who holds one usually holds the other
+	return ExecResult{Stdout: out.finish(drained), Stderr: errOut.finish(drained), ExitCode: code}, nil
 }
 
 // capture reads one stream of a process into memory, in a goroutine that
@@ -85,9 +87,9 @@ func (c *capture) start(ids IDMap) error {
 	return nil
 }
 
-func (c *capture) finish() []byte {
+func (c *capture) finish(drained time.Time) []byte {
 	_ = c.w.Close()
-	_ = c.r.SetReadDeadline(time.Now().Add(execDrain))
+	_ = c.r.SetReadDeadline(drained)
 	c.done.Wait()
 	return c.data
 }

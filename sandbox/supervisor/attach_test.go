@@ -8,9 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -428,21 +426,11 @@ func TestAttachLeavesNothing(t *testing.T) {
 		<-done
 		cancel()
 	}
-	count := func() string {
-		file := filepath.Join(w.config().Dir, "goroutines")
-		_ = os.Remove(file)
-		pid := w.supervisorPID()
-		w.must(unix.Kill(pid, unix.SIGUSR1))
-		var theirs []byte
-		w.eventually("the supervisor counts", func() bool { theirs, _ = os.ReadFile(file); return len(theirs) > 0 })
-		fds := func(pid int) int { return len(list("/proc/" + strconv.Itoa(pid) + "/fd")) }
-		return fmt.Sprintf("descriptors %d and %d, goroutines %d and %s", fds(os.Getpid()), fds(pid), runtime.NumGoroutine(), theirs)
-	}
 	for i := range 20 {
 		session(i)
 	}
 	var before string
-	w.eventually("it is quiet", func() bool { last := before; before = count(); return before == last })
+	w.eventually("it is quiet", func() bool { last := before; before = w.resources(); return before == last })
 	var all sync.WaitGroup
 	for part := range 10 {
 		all.Go(func() {
@@ -453,7 +441,7 @@ func TestAttachLeavesNothing(t *testing.T) {
 	}
 	all.Wait()
 	var after string
-	w.eventually("nothing is left", func() bool { after = count(); return after == before })
+	w.eventually("nothing is left", func() bool { after = w.resources(); return after == before })
 	t.Logf("before %s; after %s", before, after)
 }
 

@@ -111,8 +111,9 @@ func TestExecTimeoutKillsSession(t *testing.T) {
 	w.run(req)
 	ctx, cancel := context.WithTimeout(w.ctx(), 300*time.Millisecond)
 	defer cancel()
-	// children: plain, and orphaned in the same session
-	_, _, err := w.exec(ctx, req.ID, "sh", "-c", "sleep 2000 & (sleep 2000 &) ; sleep 2000")
+	// children: plain, orphaned in the same session, in one of their own, deaf to SIGTERM
+	_, _, err := w.exec(ctx, req.ID, "sh", "-c", `trap "" TERM HUP INT; sleep 2000 & (sleep 2000 &)
+		setsid sh -c "sleep 2000; :" & sleep 2000; sleep 2000`)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("timeout: %v", err)
 	}

@@ -67,6 +67,18 @@ func countGoroutines(dir string) {
 	}
 }
 
+// resources counts descriptors and goroutines, of this process and of the supervisor.
+func (w *world) resources() string {
+	file := filepath.Join(w.config().Dir, "goroutines")
+	_ = os.Remove(file)
+	pid := w.supervisorPID()
+	w.must(unix.Kill(pid, unix.SIGUSR1))
+	var theirs []byte
+	w.eventually("the supervisor counts", func() bool { theirs, _ = os.ReadFile(file); return len(theirs) > 0 })
+	fds := func(pid int) int { return len(list("/proc/" + strconv.Itoa(pid) + "/fd")) }
+	return fmt.Sprintf("descriptors %d and %d, goroutines %d and %s", fds(os.Getpid()), fds(pid), runtime.NumGoroutine(), theirs)
+}
+
 // world is one supervisor's surroundings: directories, root file system,
 // cgroup parent, and the audit at the end that nothing of it is left.
 type world struct {

@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -88,5 +90,63 @@ func TestExecSyncCapsOutput(t *testing.T) {
 	}
 	if !bytes.HasPrefix(resp.GetStdout(), []byte("y\ny\n")) || string(resp.GetStderr()) != "end\n" {
 		t.Errorf("stdout begins %q, stderr %q", resp.GetStdout()[:4], resp.GetStderr())
+	}
+}
+
+// Output without end costs a bounded amount of memory, and the command goes on to its own end.
+func TestExecSyncBoundsMemory(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever)
+	status := fmt.Sprintf("/proc/%d/", n.PID())
+	if err := os.WriteFile(status+"clear_refs", []byte("5"), 0); err != nil { // the peak counts from now on (proc(5))
+		t.Fatal(err)
+	}
+	before := peakKiB(t, status)
+	resp, err := c.execSync(60, "sh", "-c", "timeout 4 yes & timeout 4 yes >&2; wait; exit 3")
+	if err != nil || resp.GetExitCode() != 3 {
+		t.Fatalf("exit code %d, %v", resp.GetExitCode(), err)
+	}
+	if got := len(resp.GetStdout()) + len(resp.GetStderr()); got > 16<<20 || got < 15<<20 {
+		t.Errorf("%d bytes of output", got)
+	}
+	// Both streams as they are read, the answer, its encoding, and as much again that is yet to be collected.
+	if grown := peakKiB(t, status) - before; grown > 256<<10 {
+		t.Errorf("the daemon grew by %d KiB", grown)
+	} else {
+		t.Logf("the daemon grew by %d KiB", grown)
+	}
+}
+
+// peakKiB is the peak of a process' resident memory.
+func peakKiB(t *testing.T, proc string) int {
+	t.Helper()
+	_, rest, _ := strings.Cut(read(t, proc+"status"), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		t.Fatalf("no VmHWM: %v", err)
+	}
+	return kib
+}
+
+// A container that is paused takes no command, and says so at once.
+func TestExecSyncPaused(t *testing.T) {
+	n := newNode(t)
+	c := n.runPod("pod").run("c", forever)
+	file, on, off := c.cgroupPath("freezer.state", "cgroup.freeze"), "FROZEN", "THAWED"
+	if cgroup2() {
+		on, off = "1", "0"
+	}
+	for _, value := range []string{on, off} {
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(n.context(), 30*time.Second) // of the client: one that it meets is another error
+		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}})
+		cancel()
+		if value == on {
+			wantError(t, err, codes.Unknown, "paused")
+		} else if err != nil {
+			t.Errorf("resumed: %v", err)
+		}
 	}
 }

@@ -32,7 +32,10 @@ const (
 	killWait = 5 * time.Second
 )
 
-var env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+// env is what a runtime gets. runc, a Go program that lives for 10 ms, takes 7 %
+// less processor time when its threads do not run beside each other; what it
+// starts in a container does not see that.
+var env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=1"}
 
 // Runner runs runtime commands: so many at once that all are done soonest and
 // none waits long for the processors, those of several containers in turns.
