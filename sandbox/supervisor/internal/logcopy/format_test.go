@@ -3,6 +3,7 @@ package logcopy
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,42 +45,53 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// However it is cut into reads and writes, the log joins to what was written.
+// split is what format does, in the plainest way.
+func split(data []byte) (lines []string) {
+	for l := range bytes.Lines(data) {
+		text, whole := bytes.CutSuffix(l, []byte("\n"))
+		for len(text) > maxLine {
+			lines = append(lines, "P "+string(text[:maxLine]))
+			text = text[maxLine:]
+		}
+		if whole {
+			lines = append(lines, "F "+string(text))
+		} else if len(text) > 0 {
+			lines = append(lines, "P "+string(text))
+		}
+	}
+	return lines
+}
+
+// However it is cut into reads and writes, the log has the same lines.
 func FuzzFormat(f *testing.F) {
 	f.Add([]byte("a\nb"), 3, 100)
 	f.Add([]byte(strings.Repeat("x", 3*maxLine)+"\n\n"), 5000, maxLine+200)
+	f.Add([]byte(strings.Repeat("x", 2*maxLine)), maxLine, maxLine+100)
 	f.Fuzz(func(t *testing.T, data []byte, read, room int) {
 		if read <= 0 || len(data)/read > 1000 || room < maxLine+100 || room > outSize {
 			return
 		}
 		var h head
 		h.set(at, "stdout")
-		var got, pending []byte
-		pieces := 0
+		var pending []byte
+		var got []string
 		flush := func(end bool) {
 			for {
 				out, used := h.format(make([]byte, 0, room), pending, end)
+				if n := h.payload(out); n != used {
+					t.Fatalf("payload of %d bytes, used %d", n, used)
+				}
 				if used == 0 {
-					break
+					return
 				}
 				pending = pending[used:]
 				for l := range bytes.Lines(out) {
-					text, ok := bytes.CutPrefix(l, []byte(stamp+" stdout F "))
+					text, ok := bytes.CutPrefix(bytes.TrimSuffix(l, []byte("\n")), []byte(stamp+" stdout "))
 					if !ok {
-						if text, ok = bytes.CutPrefix(l, []byte(stamp+" stdout P ")); !ok {
-							t.Fatalf("line %q", l)
-						}
-						text = bytes.TrimSuffix(text, []byte("\n"))
+						t.Fatalf("line %q", l)
 					}
-					pieces++
-					if len(text) > maxLine+1 {
-						t.Fatalf("line of %d bytes", len(text))
-					}
-					got = append(got, text...)
+					got = append(got, string(text))
 				}
-			}
-			if len(pending) > maxLine || end && len(pending) > 0 {
-				t.Fatalf("%d bytes are held back", len(pending))
 			}
 		}
 		for rest := data; len(rest) > 0; {
@@ -87,13 +99,13 @@ func FuzzFormat(f *testing.F) {
 			pending = append(pending, rest[:n]...)
 			rest = rest[n:]
 			flush(false)
+			if len(pending) > maxLine {
+				t.Fatalf("%d bytes are held back", len(pending))
+			}
 		}
 		flush(true)
-		if !bytes.Equal(got, data) {
-			t.Fatalf("wrote %q, log has %q", data, got)
-		}
-		if limit := bytes.Count(data, []byte{'\n'}) + len(data)/maxLine + 1; pieces > limit {
-			t.Fatalf("%d lines where %d are enough", pieces, limit)
+		if want := split(data); len(pending) > 0 || !slices.Equal(got, want) {
+			t.Fatalf("the log has %q, want %q; %d bytes are held back", got, want, len(pending))
 		}
 	})
 }
