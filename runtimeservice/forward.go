@@ -42,7 +42,8 @@ func (s *streaming) ForwardPort(ctx context.Context, podSandboxID string, port u
 	defer cancel(nil)
 	// A socket keeps the network namespace, hence the pod's interfaces, alive.
 	defer when(left, func() { cancel(fmt.Errorf("it has been stopped: %w", errdefs.ErrFailedPrecondition)) })()
-	dialing, done := context.WithTimeoutCause(ctx, forwardDial, fmt.Errorf("no answer within %v: %w", forwardDial, context.DeadlineExceeded))
+	late := fmt.Errorf("no answer within %v: %w", forwardDial, context.DeadlineExceeded)
+	dialing, done := context.WithTimeoutCause(ctx, forwardDial, late)
 	defer done()
 	server, err := s.host.DialPod(dialing, p.id, p.own, port)
 	if err == nil {

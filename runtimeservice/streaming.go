@@ -60,7 +60,9 @@ func (s *streaming) PortForward(_ context.Context, req *runtimeapi.PortForwardRe
 // with the client ([sandbox.Host.ExecStream]). With the container's first process
 // the rest of its cgroup is killed, also where that has no PID namespace of its
 // own: then the code is 137.
-func (s *streaming) ExecSession(ctx context.Context, req *runtimeapi.ExecRequest, streams sandbox.Streams) (exitCode int, err error) {
+func (s *streaming) ExecSession(
+	ctx context.Context, req *runtimeapi.ExecRequest, streams sandbox.Streams,
+) (exitCode int, err error) {
 	c, err := s.running(req.GetContainerId())
 	if err != nil {
 		return 0, err

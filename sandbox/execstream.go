@@ -29,7 +29,9 @@ const sizeWait = 50 * time.Millisecond
 // that of the client's stream. Then, and with Stdin always, a Read or Write
 // of the client's streams may still be under way when ExecStream returns. It is
 // the last one, and ends when whoever made the streams ends it.
-func (h *Host) ExecStream(ctx context.Context, id string, process *specs.Process, ids IDMap, s Streams) (exitCode int, err error) {
+func (h *Host) ExecStream(
+	ctx context.Context, id string, process *specs.Process, ids IDMap, s Streams,
+) (exitCode int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	x := &execSession{streams: s, gone: cancel}

@@ -91,7 +91,8 @@ func newExecWorld(t *testing.T) *execWorld {
 	self, err := os.Executable()
 	must(t, err)
 	w := &execWorld{T: t, id: "c"}
-	w.host, err = Open(t.Context(), Config{RunDir: filepath.Join(dir, "run"), Supervisor: self, SupervisorLog: filepath.Join(dir, "log")})
+	cfg := Config{RunDir: filepath.Join(dir, "run"), Supervisor: self, SupervisorLog: filepath.Join(dir, "log")}
+	w.host, err = Open(t.Context(), cfg)
 	must(t, err)
 	t.Cleanup(func() { _ = w.host.Close() })
 	must(t, w.host.WriteBundle(w.id, &specs.Spec{
@@ -108,7 +109,9 @@ func newExecWorld(t *testing.T) *execWorld {
 			Namespaces:  []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}},
 		},
 	}))
-	w.pid, err = w.host.Start(t.Context(), Container{ID: w.id, Runtime: Runtime{Handler: "test", Path: ociRuntime}, Cgroup: "/" + filepath.Base(dir)})
+	w.pid, err = w.host.Start(t.Context(), Container{
+		ID: w.id, Runtime: Runtime{Handler: "test", Path: ociRuntime}, Cgroup: "/" + filepath.Base(dir),
+	})
 	must(t, err)
 	t.Cleanup(func() {
 		if err := w.host.DeleteContainer(context.Background(), w.id); err != nil {
@@ -139,6 +142,16 @@ func (w *execWorld) ctx() context.Context {
 	return ctx
 }
 
+// exec runs a session without a terminal.
+func (w *execWorld) exec(s Streams, args ...string) (int, error) {
+	return w.host.ExecStream(w.ctx(), w.id, w.process(false, args...), IDMap{}, s)
+}
+
+// terminal runs one with.
+func (w *execWorld) terminal(s Streams, args ...string) (int, error) {
+	return w.host.ExecStream(w.ctx(), w.id, w.process(true, args...), IDMap{}, s)
+}
+
 func (w *execWorld) eventually(what string, f func() bool) {
 	w.Helper()
 	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
@@ -151,7 +164,7 @@ func (w *execWorld) eventually(what string, f func() bool) {
 // inside is how many processes the container has, without those that its first one does not reap.
 func (w *execWorld) inside() (n int) {
 	var out bytes.Buffer
-	code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "sh", "-c", "exec cat /proc/[0-9]*/stat"), IDMap{}, Streams{Stdout: &out})
+	code, err := w.exec(Streams{Stdout: &out}, "sh", "-c", "exec cat /proc/[0-9]*/stat")
 	if err != nil || code != 0 {
 		w.Fatalf("counting processes: %d, %v, %q", code, err, out.String())
 	}
@@ -187,21 +200,21 @@ func TestExecStream(t *testing.T) {
 		{"exec <&-; echo deaf", strings.Repeat("x", 1<<20), "deaf\n", "", 0}, // input that nobody takes
 	} {
 		var out, errOut bytes.Buffer
-		code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "sh", "-c", tt.script), IDMap{},
-			Streams{Stdin: strings.NewReader(tt.in), Stdout: &out, Stderr: &errOut})
+		code, err := w.exec(Streams{Stdin: strings.NewReader(tt.in), Stdout: &out, Stderr: &errOut}, "sh", "-c", tt.script)
 		if err != nil || code != tt.code || out.String() != tt.out || errOut.String() != tt.err {
 			t.Errorf("%s: code %d, %v, %q, %q", tt.script, code, err, out.String(), errOut.String())
 		}
 	}
 	// The client's input stays open: the session ends with the process.
-	if code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "true"), IDMap{}, Streams{Stdin: blocked(t)}); code != 0 || err != nil {
+	if code, err := w.exec(Streams{Stdin: blocked(t)}, "true"); code != 0 || err != nil {
 		t.Errorf("with an open stdin: %d, %v", code, err)
 	}
-	_, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "no-such-program"), IDMap{}, Streams{Stdin: blocked(t), Stdout: io.Discard})
+	_, err := w.exec(Streams{Stdin: blocked(t), Stdout: io.Discard}, "no-such-program")
 	if err == nil || !strings.Contains(err.Error(), "no-such-program") {
 		t.Errorf("no such program: %v", err)
 	}
-	if _, err := w.host.ExecStream(w.ctx(), "nobody", w.process(false, "true"), IDMap{}, Streams{Stdout: io.Discard}); !errdefs.IsNotFound(err) {
+	_, err = w.host.ExecStream(w.ctx(), "nobody", w.process(false, "true"), IDMap{}, Streams{Stdout: io.Discard})
+	if !errdefs.IsNotFound(err) {
 		t.Errorf("no such container: %v", err)
 	}
 }
@@ -211,7 +224,7 @@ func TestExecStreamDigest(t *testing.T) {
 	w := newExecWorld(t)
 	sent, got := sha256.New(), sha256.New()
 	in := io.TeeReader(io.LimitReader(rand.Reader, 64<<20), sent)
-	code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "cat"), IDMap{}, Streams{Stdin: in, Stdout: got})
+	code, err := w.exec(Streams{Stdin: in, Stdout: got}, "cat")
 	if err != nil || code != 0 || !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
 		t.Errorf("code %d, %v, digests %x and %x", code, err, sent.Sum(nil), got.Sum(nil))
 	}
@@ -222,7 +235,7 @@ func TestExecStreamDigest(t *testing.T) {
 func TestExecStreamDrains(t *testing.T) {
 	w := newExecWorld(t)
 	for _, script := range []string{"sleep 1000 & exit 3", "yes & exit 3"} {
-		code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "sh", "-c", script), IDMap{}, Streams{Stdout: io.Discard, Stderr: io.Discard})
+		code, err := w.exec(Streams{Stdout: io.Discard, Stderr: io.Discard}, "sh", "-c", script)
 		if err != nil || code != 3 {
 			t.Errorf("%s: %d, %v", script, code, err)
 		}
@@ -233,7 +246,7 @@ func TestExecStreamDrains(t *testing.T) {
 		n += len(b)
 		return len(b), nil
 	})
-	code, err := w.host.ExecStream(w.ctx(), w.id, w.process(false, "sh", "-c", "sleep 1000 & exec head -c 100000 /dev/zero"), IDMap{}, Streams{Stdout: slow})
+	code, err := w.exec(Streams{Stdout: slow}, "sh", "-c", "sleep 1000 & exec head -c 100000 /dev/zero")
 	if err != nil || code != 0 || n != 100000 {
 		t.Errorf("slow client: %d, %v, got %d bytes of 100000", code, err, n)
 	}
@@ -244,10 +257,11 @@ func TestExecStreamClientGone(t *testing.T) {
 	w := newExecWorld(t)
 	away := errors.New("away")
 	refuse := writerFunc(func([]byte) (int, error) { return 0, away })
+	vanish := readerFunc(func([]byte) (int, error) { return 0, away })
 	for name, s := range map[string]Streams{
 		"stdout": {Stdin: blocked(t), Stdout: refuse, Stderr: io.Discard},
 		"stderr": {Stdin: blocked(t), Stdout: io.Discard, Stderr: refuse},
-		"stdin":  {Stdin: io.MultiReader(strings.NewReader("x"), readerFunc(func([]byte) (int, error) { return 0, away })), Stdout: io.Discard},
+		"stdin":  {Stdin: io.MultiReader(strings.NewReader("x"), vanish), Stdout: io.Discard},
 	} {
 		ctx, cancel := context.WithTimeout(w.ctx(), 20*time.Second)
 		defer cancel()
@@ -256,7 +270,7 @@ func TestExecStreamClientGone(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 	}
-	if _, err := w.host.ExecStream(w.ctx(), w.id, w.process(true, "sh", "-c", "yes"), IDMap{}, Streams{Stdout: refuse}); !errors.Is(err, away) {
+	if _, err := w.terminal(Streams{Stdout: refuse}, "sh", "-c", "yes"); !errors.Is(err, away) {
 		t.Errorf("terminal: %v", err)
 	}
 	// The client reads no more, and then its connection ends.
@@ -319,7 +333,7 @@ func TestExecStreamTerminal(t *testing.T) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		code, err := w.host.ExecStream(w.ctx(), w.id, w.process(true, "sh", "-c", "stty size; tty; exec sh"), IDMap{}, Streams{Stdin: y, Stdout: y, Resize: sizes})
+		code, err := w.terminal(Streams{Stdin: y, Stdout: y, Resize: sizes}, "sh", "-c", "stty size; tty; exec sh")
 		done <- result{code, err}
 	}()
 	w.eventually("the terminal has its size from the beginning", y.shows("31 101\r\n/dev/pts/"))
@@ -358,12 +372,12 @@ func TestExecStreamTerminalEnds(t *testing.T) {
 		return len(b), nil
 	})
 	const script = "sleep 1000 & yes xxxxxxx | head -c 16000"
-	code, err := w.host.ExecStream(w.ctx(), w.id, w.process(true, "sh", "-c", script), IDMap{}, Streams{Stdin: strings.NewReader(""), Stdout: slow})
+	code, err := w.terminal(Streams{Stdin: strings.NewReader(""), Stdout: slow}, "sh", "-c", script)
 	if err != nil || code != 0 || n != 14000 {
 		t.Errorf("code %d, %v, %d letters of 14000", code, err, n)
 	}
 	// A terminal that has only input is read nevertheless.
-	code, err = w.host.ExecStream(w.ctx(), w.id, w.process(true, "sh", "-c", "head -c 300000 /dev/zero; exit 4"), IDMap{}, Streams{Stdin: blocked(t)})
+	code, err = w.terminal(Streams{Stdin: blocked(t)}, "sh", "-c", "head -c 300000 /dev/zero; exit 4")
 	if err != nil || code != 4 {
 		t.Errorf("without stdout: %d, %v", code, err)
 	}
@@ -392,7 +406,8 @@ func TestExecStreamLeavesNothing(t *testing.T) {
 		})
 		r, in := io.Pipe()
 		command := []string{"no-such-program", "true"}[i%2]
-		_, err := w.host.ExecStream(w.ctx(), w.id, w.process(i%4 < 2, command), IDMap{}, Streams{Stdin: r, Stdout: io.Discard, Resize: sizes})
+		s := Streams{Stdin: r, Stdout: io.Discard, Resize: sizes}
+		_, err := w.host.ExecStream(w.ctx(), w.id, w.process(i%4 < 2, command), IDMap{}, s)
 		if (err != nil) != (i%2 == 0) {
 			t.Errorf("%s: %v", command, err)
 		}

@@ -110,7 +110,8 @@ func TestDialPod(t *testing.T) {
 	}
 	_ = l6.Close()
 	_, err := h.DialPod(t.Context(), id, own, port)
-	want := fmt.Sprintf("dial tcp4 127.0.0.1:%d: connect: connection refused; dial tcp6 [::1]:%[1]d: connect: connection refused", port)
+	const refused = "dial tcp4 127.0.0.1:%d: connect: connection refused; dial tcp6 [::1]:%[1]d: connect: connection refused"
+	want := fmt.Sprintf(refused, port)
 	if err == nil || err.Error() != want {
 		t.Errorf("nobody listens: %v, want %s", err, want)
 	}

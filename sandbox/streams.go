@@ -21,7 +21,7 @@ type TerminalSize = struct{ Width, Height uint16 }
 // the client does not want. Whoever makes them unblocks what waits in them
 // once the session has returned.
 type Streams struct {
-	Stdin          io.Reader           // Read ends with io.EOF at the client's half-close, with another error when the client has gone
+	Stdin          io.Reader           // Read ends with io.EOF at the client's half-close, else when the client has gone
 	Stdout, Stderr io.Writer           // a terminal has no Stderr
 	Resize         <-chan TerminalSize // the latest size counts; closed at the session's end
 }

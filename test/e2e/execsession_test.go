@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -125,7 +126,8 @@ func TestExecEndsWithClient(t *testing.T) {
 	const script = "sleep 4321 & sleep 4321"
 	for _, transport := range transports {
 		for _, args := range [][]string{{"-i", "-t"}, {"-i"}, {}} {
-			client := n.crictl(len(args) == 2, append(append([]string{"exec", "--transport", transport}, args...), c.id, "sh", "-c", script)...)
+			args := slices.Concat([]string{"exec", "--transport", transport}, args, []string{c.id, "sh", "-c", script})
+			client := n.crictl(slices.Contains(args, "-t"), args...)
 			n.eventually("it runs", func() bool { return c.runs("4321") })
 			if err := client.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
@@ -170,12 +172,14 @@ func execEndsWithContainer(t *testing.T, n *node) {
 func TestExecInUserNamespace(t *testing.T) {
 	n := newNode(t)
 	p := n.runPod("pod", userns(100_000, 100_000))
+	const onTerminal = "stty size; echo one > $(tty); echo two > /dev/tty; read x; echo $x"
+	const onPipes = "echo one > /dev/stdout; echo two > /dev/stderr; cat /dev/stdin"
 	for name, change := range map[string]func(*runtimeapi.ContainerConfig){
 		"root": func(*runtimeapi.ContainerConfig) {},
 		"user": security(func(s *securityContext) { s.RunAsUser = id(1000) }),
 	} {
 		c := p.run(name, forever, change)
-		s := c.session(&runtimeapi.ExecRequest{Stdin: true, Stdout: true, Tty: true}, "sh", "-c", "stty size; echo one > $(tty); echo two > /dev/tty; read x; echo $x").read()
+		s := c.session(&runtimeapi.ExecRequest{Stdin: true, Stdout: true, Tty: true}, "sh", "-c", onTerminal).read()
 		if err := s.send(channelStdin, "three\n"); err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +193,7 @@ func TestExecInUserNamespace(t *testing.T) {
 		}
 	}
 	c := p.run("c", forever)
-	s := c.session(&runtimeapi.ExecRequest{Stdin: true, Stdout: true, Stderr: true}, "sh", "-c", "echo one > /dev/stdout; echo two > /dev/stderr; cat /dev/stdin").read()
+	s := c.session(&runtimeapi.ExecRequest{Stdin: true, Stdout: true, Stderr: true}, "sh", "-c", onPipes).read()
 	if err := s.send(channelClose, "\x00"); err != nil {
 		t.Fatal(err)
 	}
@@ -203,7 +207,8 @@ func TestExecSlowClient(t *testing.T) {
 	n := newNode(t)
 	c := n.runPod("pod").run("c", forever)
 	const size = 40 << 20
-	s := c.session(&runtimeapi.ExecRequest{Stdout: true, Stderr: true}, "sh", "-c", fmt.Sprintf("head -c %d /dev/zero; exit 3", size))
+	script := fmt.Sprintf("head -c %d /dev/zero; exit 3", size)
+	s := c.session(&runtimeapi.ExecRequest{Stdout: true, Stderr: true}, "sh", "-c", script)
 	n.eventually("it runs", func() bool { return c.runs("head") })
 	for range 20 { // others are served meanwhile
 		c.exec("true")
