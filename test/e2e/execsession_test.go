@@ -24,7 +24,12 @@ func (c *container) runs(argument string) bool {
 
 // A person at a terminal: prompt, size, Ctrl-C, exit code.
 func TestExecTerminal(t *testing.T) {
-	n := newNode(t)
+	for handler, flags := range handlers(t) {
+		t.Run(handler, func(t *testing.T) { execTerminal(t, newNode(t, flags...)) })
+	}
+}
+
+func execTerminal(t *testing.T, n *node) {
 	c := n.runPod("pod").run("c", forever)
 	for _, transport := range transports {
 		t.Run(transport, func(t *testing.T) {
@@ -170,7 +175,12 @@ func execEndsWithContainer(t *testing.T, n *node) {
 
 // In a user namespace too the process may open what it stands on.
 func TestExecInUserNamespace(t *testing.T) {
-	n := newNode(t)
+	for handler, flags := range handlers(t) {
+		t.Run(handler, func(t *testing.T) { execInUserNamespace(t, newNode(t, flags...)) })
+	}
+}
+
+func execInUserNamespace(t *testing.T, n *node) {
 	p := n.runPod("pod", userns(100_000, 100_000))
 	const onTerminal = "stty size; echo one > $(tty); echo two > /dev/tty; read x; echo $x"
 	const onPipes = "echo one > /dev/stdout; echo two > /dev/stderr; cat /dev/stdin"
