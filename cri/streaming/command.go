@@ -33,6 +33,15 @@ var (
 // wants are the streams of a request.
 type wants struct{ tty, stdin, stdout, stderr bool }
 
+func wanted(req interface {
+	GetTty() bool
+	GetStdin() bool
+	GetStdout() bool
+	GetStderr() bool
+}) wants {
+	return wants{req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()}
+}
+
 // command is the streams of exec or attach; those that the request does not want are nil.
 type command struct {
 	stdin          io.Reader

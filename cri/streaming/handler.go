@@ -46,11 +46,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch req := request.(type) {
 	case *runtimeapi.ExecRequest:
-		h.command(w, r, wants{req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()}, func(ctx context.Context, s Streams) (int, error) {
+		h.command(w, r, wanted(req), func(ctx context.Context, s Streams) (int, error) {
 			return h.runtime.ExecSession(ctx, req, s)
 		})
 	case *runtimeapi.AttachRequest:
-		h.command(w, r, wants{req.GetTty(), req.GetStdin(), req.GetStdout(), req.GetStderr()}, func(ctx context.Context, s Streams) (int, error) {
+		h.command(w, r, wanted(req), func(ctx context.Context, s Streams) (int, error) {
 			return 0, h.runtime.AttachSession(ctx, req, s)
 		})
 	case *runtimeapi.PortForwardRequest:
@@ -79,9 +79,8 @@ func (h *handler) hold(conn *trackedConn, t transport, work func(context.Context
 	defer conn.Close()
 	ctx, cancel := context.WithCancelCause(h.ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() {
-		cut := time.AfterFunc(farewell, func() { _ = conn.Close() })
-		_ = cut // closing twice does no harm
+	defer context.AfterFunc(ctx, func() { // closing twice does no harm
+		time.AfterFunc(farewell, func() { _ = conn.Close() })
 	})()
 	idle := h.server.cfg.IdleTimeout
 	var check *time.Timer
@@ -126,7 +125,8 @@ func guarded(ctx context.Context, f func() error) (err error) {
 // that is known, and takes the connection over. Without ok the client has been
 // answered.
 func upgradeSPDY(w http.ResponseWriter, r *http.Request, known []string) (conn *trackedConn, protocol string, ok bool) {
-	if !strings.Contains(strings.ToLower(r.Header.Get("Connection")), "upgrade") || !strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
+	asked := slices.ContainsFunc(list(r.Header.Values("Connection")), func(s string) bool { return strings.EqualFold(s, "Upgrade") })
+	if !asked || !strings.EqualFold(r.Header.Get("Upgrade"), "SPDY/3.1") {
 		http.Error(w, "this is no upgrade to SPDY/3.1 or WebSocket", http.StatusBadRequest)
 		return nil, "", false
 	}

@@ -43,9 +43,9 @@ func (t *tokens) issue(verb string, request any) (string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.pending) >= maxTokens {
-		for token, p := range t.pending {
+		for old, p := range t.pending {
 			if now.After(p.expires) {
-				delete(t.pending, token)
+				delete(t.pending, old)
 			}
 		}
 	}
