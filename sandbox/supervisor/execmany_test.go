@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -123,7 +124,11 @@ func TestExecWithoutDescriptors(t *testing.T) {
 func TestExecPaused(t *testing.T) {
 	w := newWorld(t)
 	req := w.container("sleep", "1000")
-	w.run(req)
+	pid := w.run(req)
+	w.eventually("it is no OCI runtime any more", func() bool { // which, frozen while it executes sleep, never gets there
+		cmdline, _ := os.ReadFile("/proc/" + itoa(pid) + "/cmdline")
+		return strings.HasPrefix(string(cmdline), "sleep")
+	})
 	freeze := func(v1, v2 string) {
 		w.Helper()
 		for _, f := range []struct{ name, value string }{{"freezer.state", v1}, {"cgroup.freeze", v2}} {
@@ -131,6 +136,10 @@ func TestExecPaused(t *testing.T) {
 				file := filepath.Join(filepath.Dir(procs), f.name)
 				if _, err := os.Stat(file); err == nil {
 					w.must(os.WriteFile(file, []byte(f.value), 0))
+					w.eventually("it is so", func() bool {
+						now, _ := os.ReadFile(file)
+						return strings.TrimSpace(string(now)) == f.value
+					})
 					return // frozen by both, it would not be by the first in runc's eyes
 				}
 			}

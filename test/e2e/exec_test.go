@@ -140,6 +140,7 @@ func TestExecSyncPaused(t *testing.T) {
 		if err := os.WriteFile(file, []byte(value), 0); err != nil {
 			t.Fatal(err)
 		}
+		n.eventually("it is so", func() bool { return strings.TrimSpace(read(t, file)) == value })
 		ctx, cancel := context.WithTimeout(n.context(), 30*time.Second) // of the client: one that it meets is another error
 		_, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}})
 		cancel()
