@@ -56,10 +56,8 @@ func (h *Host) Attach(ctx context.Context, id string, s Streams) error {
 	if err := h.sup.Attach(ctx, req); err != nil {
 		return err
 	}
-	for _, o := range outputs {
-		if err := o.drain(ctx); err != nil {
-			return fmt.Errorf("attach to container %s: %w", id, err)
-		}
+	if err := drain(ctx, outputs); err != nil {
+		return fmt.Errorf("attach to container %s: %w", id, err)
 	}
 	return nil
 }

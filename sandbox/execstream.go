@@ -49,10 +49,8 @@ func (h *Host) ExecStream(
 	if exitCode, err = h.sup.Exec(ctx, req); err != nil {
 		return 0, err
 	}
-	for _, o := range x.outputs {
-		if err := o.drain(ctx); err != nil {
-			return 0, err
-		}
+	if err := drain(ctx, x.outputs); err != nil {
+		return 0, err
 	}
 	return exitCode, nil
 }

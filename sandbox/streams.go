@@ -21,7 +21,7 @@ type TerminalSize = struct{ Width, Height uint16 }
 // the client does not want. Whoever makes them unblocks what waits in them
 // once the session has returned.
 type Streams struct {
-	Stdin          io.Reader           // Read ends with io.EOF at the client's half-close, else when the client has gone
+	Stdin          io.Reader           // io.EOF is the client's half-close; another error, that it has gone
 	Stdout, Stderr io.Writer           // a terminal has no Stderr
 	Resize         <-chan TerminalSize // the latest size counts; closed at the session's end
 }
@@ -82,14 +82,21 @@ func startOutput(from *os.File, to io.Writer, gone context.CancelCauseFunc) *out
 // drain is called when the process has ended. It returns when all that the
 // process has written has been taken, however slow the client, and what a child
 // of it has in the next moment; or with ctx's cause.
-func (o *output) drain(ctx context.Context) error {
-	_ = o.from.SetReadDeadline(time.Unix(1, 0)) // which run takes for the word that the process has ended
-	select {
-	case <-o.done:
-		return o.err
-	case <-ctx.Done():
-		return context.Cause(ctx)
+func drain(ctx context.Context, outputs []*output) error {
+	for _, o := range outputs { // all in the same moment
+		_ = o.from.SetReadDeadline(time.Unix(1, 0)) // which run takes for the word that the process has ended
 	}
+	for _, o := range outputs {
+		select {
+		case <-o.done:
+			if o.err != nil {
+				return o.err
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
 }
 
 func (o *output) run() error {
