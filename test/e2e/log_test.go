@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -78,5 +80,43 @@ func TestReopenLog(t *testing.T) {
 	}
 	if len(after) != len(before) || !strings.HasSuffix(string(after), "\n") {
 		t.Errorf("the rotated file still grows or ends within a line")
+	}
+}
+
+// A log does not pass its largest size. It ends with a whole line, and goes on when it has been rotated.
+func TestLargestLog(t *testing.T) {
+	const most = 64 << 10
+	n := configured(t, "[logs]\nmax_size = \"64KiB\"\n")
+	c := n.runPod("pod").run("c", "seq 1 100000; touch /done; while [ ! -e /go ]; do sleep 0.05; done; echo after; seq 1 10")
+	n.eventually("it is told that output is dropped", func() bool {
+		log, err := os.ReadFile(filepath.Join(n.Dir, "run/supervisor.log"))
+		return err == nil && strings.Contains(string(log), "it has its largest size")
+	})
+	n.eventually("the container has written all", func() bool {
+		r, err := c.execSync(10, "test", "-e", "/done")
+		return err == nil && r.GetExitCode() == 0
+	})
+	lines := c.log() // each whole
+	info, err := os.Stat(c.logPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := lines[len(lines)-1].text; info.Size() > most || info.Size() < most-100 || last != fmt.Sprint(len(lines)) {
+		t.Errorf("%d bytes in %d lines, the last is %q", info.Size(), len(lines), last)
+	}
+	if err := os.Rename(c.logPath(), c.logPath()+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Runtime.ReopenContainerLog(n.context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id}); err != nil {
+		t.Fatal(err)
+	}
+	c.exec("touch", "/go")
+	c.waitExit()
+	if got, want := c.logged("stdout"), "after\n1\n2\n3\n4\n5\n6\n7\n8\n9\n10\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("after the rotation %q", got)
+	}
+	log, err := os.ReadFile(filepath.Join(n.Dir, "run/supervisor.log"))
+	if err != nil || !strings.Contains(string(log), "Log is written again") {
+		t.Errorf("the supervisor does not tell that the log goes on: %v\n%s", err, log)
 	}
 }

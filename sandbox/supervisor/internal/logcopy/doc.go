@@ -14,7 +14,10 @@
 //   - A silent container costs a parked goroutine and no buffer. A stream holds a
 //     slot only while it has output under way or an unfinished line.
 //   - The container never waits for the log's disk: what cannot be written is
-//     dropped, counted and warned of.
+//     dropped in whole lines, counted and warned of. A write that hangs cannot be
+//     taken back; after hangTime a bypass reads and drops in its place, until
+//     it is over, when the bypass is ended first: a stream has one reader at a time.
+//     Locks that somebody holds while he writes are taken with a limit.
 //
 // States of a slot; each arrow is one store of the state word:
 //
