@@ -62,7 +62,7 @@ func (h *handler) command(w http.ResponseWriter, r *http.Request, want wants, ru
 			return
 		}
 		t, cmd := commandChannels(ws, want)
-		h.hold(conn, t, func(ctx context.Context) error { return cmd.run(ctx, run) })
+		h.hold(conn, t, func(ctx context.Context) error { return cmd.run(ctx, run, conn) })
 		return
 	}
 	conn, protocol, ok := upgradeSPDY(w, r, commandSPDY)
@@ -76,12 +76,12 @@ func (h *handler) command(w http.ResponseWriter, r *http.Request, want wants, ru
 			return err
 		}
 		cmd.asJSON = protocol == protocolV4
-		return cmd.run(ctx, run)
+		return cmd.run(ctx, run, conn)
 	})
 }
 
 // run runs the session and tells the client what became of it.
-func (c *command) run(ctx context.Context, run run) error {
+func (c *command) run(ctx context.Context, run run, conn io.Closer) error {
 	s := Streams{Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr}
 	if c.resize != nil {
 		var stop func()
@@ -91,6 +91,9 @@ func (c *command) run(ctx context.Context, run run) error {
 	exitCode := 0
 	err := guarded(ctx, func() (err error) { exitCode, err = run(ctx, s); return err })
 	err = reasonOf(ctx, err)
+	if err != nil { // a client who does not read is cut off, or nothing gets through to him
+		defer time.AfterFunc(farewell, func() { _ = conn.Close() }).Stop()
+	}
 	for _, out := range []io.Writer{c.stdout, c.stderr} {
 		closeStream(out)
 	}

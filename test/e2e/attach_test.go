@@ -183,6 +183,38 @@ func TestAttachedClientsVanish(t *testing.T) {
 	t.Logf("descriptors of daemon and supervisor before %v, after %v", before, after)
 }
 
+// A client who stops reading is cut off, and its connection closed; the container's log has all of it.
+func TestAttachedClientStops(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	const line, lines = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde", 1 << 19 // 32 MiB
+	for _, transport := range []string{"spdy", "websocket"} {
+		c := p.run(transport, fmt.Sprintf("read x; yes %s | head -n %d; sleep 1000", line, lines), interactive)
+		before := open(n.PID(), "")
+		client := c.attach(transport, false)
+		n.eventually("it is attached", func() bool { return open(n.PID(), "/stdin") == 1 })
+		client.send("go\n")
+		client.sees(client.out, line)
+		if err := client.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		n.eventually("the log has all", func() bool {
+			info, err := os.Stat(c.logPath())
+			return err == nil && info.Size() == lines*int64(len("2006-01-02T15:04:05.000000000Z stdout F ")+len(line)+1)
+		})
+		n.eventually("the client's connection is closed", func() bool {
+			return open(n.PID(), "") <= before+1 // but for that to the CRI's socket
+		})
+		if err := client.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if client.wait(); len(client.out.String()) >= lines*(len(line)+1) {
+			t.Errorf("%s: the client was not cut off", transport)
+		}
+		c.stop(0)
+	}
+}
+
 // open counts a process' descriptors of files whose names end so.
 func open(pid int, name string) (n int) {
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
