@@ -201,9 +201,10 @@ func TestResize(t *testing.T) {
 
 // What is no size ends the resizes and nothing else.
 func TestResizeGarbage(t *testing.T) {
-	for _, garbage := range []string{"nonsense}", `{"Width":65536,"Height":1}`, `{"Width":"a"}`, strings.Repeat("{", 1<<20)} {
+	for _, garbage := range []string{"nonsense}", `{"Width":65536,"Height":1}`, `{"Width":"a"}`, strings.Repeat("{", 2*inboxSize)} {
 		s := serve(t, testConfig(), echo(0))
 		ws := dialWS(t, execURL(t, s, all), protocolV5)
+		must(0, ws.SetWriteDeadline(time.Now().Add(20*time.Second)))(t)
 		must(0, ws.WriteMessage(websocket.BinaryMessage, append([]byte{4}, garbage...)))(t)
 		must(0, ws.WriteMessage(websocket.BinaryMessage, []byte("\x04{\"Width\":1,\"Height\":1}")))(t)
 		if got := runWS(t, ws, "x"); got.stdout != "x" || exitCode(t, got.fault) != 0 {

@@ -40,8 +40,9 @@ type spdyConn struct {
 	// refuses it; otherwise it is confirmed, and then start runs.
 	opened func(*spdyStream) (start func(), err error)
 
-	writing sync.Mutex   // held while a frame is written
-	control bytes.Buffer // where framer writes, guarded by writing
+	writing   sync.Mutex   // held while a frame is written; guards what follows
+	control   bytes.Buffer // where framer writes
+	confirmed bool         // a stream was
 
 	mu      sync.Mutex    // guards what follows
 	lastID  spdy.StreamId // the highest of the client's
@@ -162,11 +163,33 @@ func (c *spdyConn) open(f *spdy.SynStreamFrame) error {
 	c.mu.Lock()
 	c.streams[s.id] = s
 	c.mu.Unlock()
-	if err := c.write(&spdy.SynReplyFrame{StreamId: s.id, Headers: http.Header{}}); err != nil {
+	if err := c.confirm(s.id); err != nil {
 		return err
 	}
 	start()
 	return nil
+}
+
+// What SPDY compresses of headers is one zlib stream for all frames of a
+// direction. Ours says that there are none, in blocks that are stored: package
+// spdy's compressor takes 0.8 MiB for a connection.
+var (
+	zlibHead  = []byte{0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2}                   // with the checksum of SPDY's dictionary
+	noHeaders = []byte{0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff} // a stored block of a 32-bit 0, and the empty one of a flush
+	synReply  = []byte{0x80, spdy.Version, 0, byte(spdy.TypeSynReply)}       // and then its length
+)
+
+// confirm tells the client that its stream is accepted.
+func (c *spdyConn) confirm(id spdy.StreamId) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	var block []byte
+	if !c.confirmed {
+		block, c.confirmed = append(block, zlibHead...), true
+	}
+	block = append(block, noHeaders...)
+	frame := binary.BigEndian.AppendUint32(append([]byte(nil), synReply...), uint32(4+len(block)))
+	return c.send(append(binary.BigEndian.AppendUint32(frame, uint32(id)), block...))
 }
 
 // number takes the id of a new stream, which must be a client's and higher than the last.
