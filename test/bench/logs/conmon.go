@@ -105,9 +105,10 @@ func (c *conmon) start(ctx context.Context, id, share, log string, command ...st
 }
 
 func (x *conmonContainer) runc(ctx context.Context, args ...string) error {
-	out, err := exec.CommandContext(ctx, x.c.runc, append([]string{"--root", filepath.Join(x.c.dir, "runc")}, args...)...).CombinedOutput()
+	args = append([]string{"--root", filepath.Join(x.c.dir, "runc")}, args...)
+	out, err := exec.CommandContext(ctx, x.c.runc, args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("runc %s: %w: %s", args[0], err, out)
+		return fmt.Errorf("runc %s: %w: %s", args[2], err, out)
 	}
 	return nil
 }
@@ -119,7 +120,8 @@ func (x *conmonContainer) writeBundle(share string, command []string) error {
 	spec := &specs.Spec{
 		Version: "1.0.2", Root: &specs.Root{Path: "rootfs"},
 		Process: &specs.Process{Cwd: "/", Args: command, Env: []string{"PATH=/"}},
-		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
+		Mounts: []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs"},
 			{Destination: "/share", Type: "bind", Source: share, Options: []string{"rbind", "rw"}}},
 		Linux: &specs.Linux{CgroupsPath: cgroups + "/" + x.id, Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}}},

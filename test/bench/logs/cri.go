@@ -226,8 +226,9 @@ func (b *bench) silence(ctx context.Context, r *criRuntime) error {
 				continue
 			}
 			n := float64(b.silent)
-			fmt.Printf("\nsupervisor with %d silent containers: Rss %.1f MiB, Pss %.1f MiB; each container: Rss %.1f KiB, Pss %.1f KiB, %.1f descriptors, %.1f threads\n",
-				b.silent, u.rss/1024, u.pss/1024, (u.rss-before.rss)/n, (u.pss-before.pss)/n, (u.fds-before.fds)/n, (u.threads-before.threads)/n)
+			fmt.Printf("\nsupervisor with %d silent containers: Rss %.1f MiB, Pss %.1f MiB\n", b.silent, u.rss/1024, u.pss/1024)
+			fmt.Printf("  each container: Rss %.1f KiB, Pss %.1f KiB, %.1f descriptors, %.1f threads\n",
+				(u.rss-before.rss)/n, (u.pss-before.pss)/n, (u.fds-before.fds)/n, (u.threads-before.threads)/n)
 		}
 	}
 	return nil
