@@ -33,15 +33,22 @@ func (w *writer) rotate(ctx context.Context, ended <-chan struct{}) error {
 		}
 		w.rotated++
 		if err := w.container.reopen(ctx); err != nil {
-			select {
-			case <-ended: // as it was to be reopened
-				return nil
-			default:
-				return err
+			if _, serr := os.Stat(filepath.Join(w.share, w.id+".done")); serr == nil {
+				return nil // it has ended
 			}
-		}
-		if err := waitFile(ctx, w.log); err != nil { // of conmon nobody tells that it has done it
 			return err
+		}
+		for { // of conmon nobody tells that it has done it, or has ended instead
+			if _, err := os.Stat(w.log); err == nil {
+				break
+			}
+			select {
+			case <-ended:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Millisecond):
+			}
 		}
 	}
 }
