@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
@@ -61,15 +62,35 @@ func (c *Client) giveBack(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	for id, f := range terminals {
-		err := c.stream(ctx, "restore", IDRequest{ID: id}, []*os.File{f}, func(_ wire.Conn, _ json.RawMessage, got []*os.File) (bool, error) {
+		sent, err := duplicate(f) // stream closes what it has sent, and what is held must be until more is
+		if err != nil {
+			return err
+		}
+		err = c.stream(ctx, "restore", IDRequest{ID: id}, []*os.File{sent}, func(_ wire.Conn, _ json.RawMessage, got []*os.File) (bool, error) {
 			closeAll(got)
 			return false, nil
 		})
+		_ = sent.Close()
 		if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) { // it has ended, or its supervisor lives
 			return err
 		}
 	}
 	return nil
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (c *Client) keep(id string, h held) {
