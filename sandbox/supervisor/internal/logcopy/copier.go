@@ -191,7 +191,10 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 // ended reports whether a stream without anything to read will stay so. It
 // looks twice: the kernel looks for bytes first and for writers then, and the
 // last one may have written and gone in between.
-func ended(fd int) bool { return hungUp(fd) && hungUp(fd) }
+func ended(fd int) bool {
+	first := hungUp(fd)
+	return first && hungUp(fd)
+}
 
 // hungUp says whether poll(2) found no bytes, and no writer.
 func hungUp(fd int) bool {
