@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -256,7 +257,7 @@ func TestStop(t *testing.T) {
 // A session in which nothing goes either way ends, and its client is told why.
 func TestIdle(t *testing.T) {
 	cfg := testConfig()
-	cfg.IdleTimeout = 200 * time.Millisecond
+	cfg.IdleTimeout = 3 * time.Second // in which a slow machine's client takes its next step
 	ended := make(chan error, 1)
 	s := serve(t, cfg, wait(ended))
 	got := runSPDY(t, dialSPDY(t, execURL(t, s, all), protocolV4), "")
@@ -274,8 +275,9 @@ func TestCreationTimeout(t *testing.T) {
 	cfg.CreationTimeout = 100 * time.Millisecond
 	s := serve(t, cfg, fakeRuntime{})
 	c := dialSPDY(t, execURL(t, s, all), protocolV4)
-	c.stream(t, "streamType", "error")
-	c.stream(t, "streamType", "stdin")
+	for _, kind := range []string{"error", "stdin"} { // which may come too late
+		_, _ = c.CreateStream(http.Header{"Streamtype": {kind}}, nil, false)
+	}
 	<-c.CloseChan()
 }
 

@@ -93,16 +93,8 @@ func stillThere(conn net.Conn, writing *sync.Mutex, nothing []byte) error {
 		}
 		conn = inner.NetConn()
 	}
-	sock, ok := conn.(syscall.Conn)
-	if !ok {
-		return nil
-	}
-	raw, err := sock.SyscallConn()
-	if err != nil {
-		return err
-	}
 	fds := []unix.PollFd{{Events: unix.POLLRDHUP}}
-	if err := raw.Control(func(fd uintptr) {
+	if err := control(conn, func(fd uintptr) {
 		fds[0].Fd = int32(fd)
 		_, _ = unix.Poll(fds, 0) // an error leaves Revents 0: not known to be gone
 	}); err != nil {
@@ -112,6 +104,35 @@ func stillThere(conn net.Conn, writing *sync.Mutex, nothing []byte) error {
 		return errGone
 	}
 	return nil
+}
+
+// unsent is how many bytes, of those that were written, the client's kernel has not taken yet.
+func unsent(conn net.Conn) (n int) {
+	for {
+		inner, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = inner.NetConn()
+	}
+	_ = control(conn, func(fd uintptr) {
+		n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) // 0 if it fails
+	})
+	return n
+}
+
+// control calls f with the descriptor of a socket; of what is none, not at all.
+// The error is of a connection that is closed.
+func control(conn net.Conn, f func(fd uintptr)) error {
+	sock, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(f)
 }
 
 // hijacker hands the connection of a request over as a trackedConn.

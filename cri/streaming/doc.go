@@ -11,7 +11,7 @@
 //
 //	command.go      exec and attach: streams, resizes, what became of the command
 //	portforward.go  pairs of streams for connections to ports
-//	spdy.go         streams over SPDY
+//	spdy.go         streams over SPDY; spdysend.go: control frames to the client
 //	websocket.go    channels over WebSocket, and SPDY in a WebSocket
 //	inbox.go        what a client has sent and nobody has read yet
 //	conn.go         the connection: when it was last used, whether the client is there

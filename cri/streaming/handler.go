@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -66,9 +67,9 @@ type transport interface {
 	goodbye()
 }
 
-// linger is how long a client may take to leave after the end. Without it, data
-// that it goes on to send could reset the connection, and with it the rest of
-// the output that it has not read yet.
+// linger is how long a client may take to leave when it has got all. To close a
+// connection on which it goes on to send, if only its pings, resets it, and with
+// that goes what it has not taken yet: the end of the output, and the exit code.
 const linger = time.Second
 
 // hold runs work while t reads the client's connection. The context of work
@@ -84,13 +85,14 @@ func (h *handler) hold(conn *trackedConn, t transport, work func(context.Context
 	})()
 	idle := h.server.cfg.IdleTimeout
 	var check *time.Timer
-	check = time.AfterFunc(idle, func() {
+	check = time.AfterFunc(math.MaxInt64, func() { // begins below, when check is set
 		if left := idle - conn.idle(); left > 0 {
 			check.Reset(left)
 		} else {
 			cancel(errIdle)
 		}
 	})
+	check.Reset(idle)
 	defer check.Stop()
 	read := make(chan struct{})
 	go func() { // ends when the connection is closed, by the deferred Close at the latest
@@ -101,10 +103,17 @@ func (h *handler) hold(conn *trackedConn, t transport, work func(context.Context
 	}()
 	err := work(ctx)
 	klog.FromContext(h.ctx).V(4).Info("Streaming session ended", "err", err)
+	if err != nil { // what had to be said was said in run
+		defer time.AfterFunc(farewell, func() { _ = conn.Close() }).Stop()
+	}
 	t.goodbye()
-	select {
-	case <-read:
-	case <-time.After(linger):
+	for left := false; !left; {
+		select {
+		case <-read:
+			left = true
+		case <-time.After(linger):
+			left = unsent(conn) == 0
+		}
 	}
 	_ = conn.Close()
 	<-read

@@ -20,8 +20,8 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// controlFrame is a SPDY control frame that announces length.
-func controlFrame(kind uint16, length uint32, payload ...byte) []byte {
+// rawControl is a SPDY control frame that announces length.
+func rawControl(kind uint16, length uint32, payload ...byte) []byte {
 	frame := binary.BigEndian.AppendUint16(nil, 0x8003)
 	frame = binary.BigEndian.AppendUint16(frame, kind)
 	return append(binary.BigEndian.AppendUint32(frame, length), payload...)
@@ -44,24 +44,24 @@ func TestSecurityFrames(t *testing.T) {
 	for i := range 10_000 {
 		many.Set("h"+strconv.Itoa(i), "x")
 	}
-	settings := controlFrame(4, 4, 0xff, 0xff, 0xff, 0xff)
+	settings := rawControl(4, 4, 0xff, 0xff, 0xff, 0xff)
 	for name, frame := range map[string][]byte{
 		"settings":          settings,
-		"settings-rest":     controlFrame(4, 12, make([]byte, 12)...),
-		"settings-long":     controlFrame(4, 0xffffff, 0x7f, 0xff, 0xff, 0xff),
-		"headers-long":      controlFrame(8, 0xffffff, 0, 0, 0, 1),
-		"syn-stream-long":   controlFrame(1, 0xffffff, 0, 0, 0, 1),
-		"syn-stream-short":  controlFrame(1, 0),
-		"headers-garbage":   controlFrame(8, 12, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8),
+		"settings-rest":     rawControl(4, 12, make([]byte, 12)...),
+		"settings-long":     rawControl(4, 0xffffff, 0x7f, 0xff, 0xff, 0xff),
+		"headers-long":      rawControl(8, 0xffffff, 0, 0, 0, 1),
+		"syn-stream-long":   rawControl(1, 0xffffff, 0, 0, 0, 1),
+		"syn-stream-short":  rawControl(1, 0),
+		"headers-garbage":   rawControl(8, 12, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8),
 		"headers-many":      synStream(t, 1, many),
 		"header-large":      synStream(t, 1, http.Header{"a": {strings.Repeat("a", 64<<20)}}),
 		"stream-even":       synStream(t, 2, http.Header{"streamtype": {"error"}}),
-		"stream-zero":       controlFrame(1, 10, make([]byte, 10)...),
-		"ping-zero":         controlFrame(6, 4, 0, 0, 0, 0),
-		"frame-unknown":     controlFrame(77, 0),
+		"stream-zero":       rawControl(1, 10, make([]byte, 10)...),
+		"ping-zero":         rawControl(6, 4, 0, 0, 0, 0),
+		"frame-unknown":     rawControl(77, 0),
 		"data-unopened":     {0, 0, 0, 1, 0, 0, 0, 1, 0},
 		"http-instead":      []byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n" + strings.Repeat("\xff", 64)),
-		"goaway-and-silent": controlFrame(7, 8, make([]byte, 8)...),
+		"goaway-and-silent": rawControl(7, 8, make([]byte, 8)...),
 	} {
 		t.Run("CVE-2026-35469-"+name, func(t *testing.T) {
 			before := allocated()
@@ -264,7 +264,7 @@ func FuzzResizes(f *testing.F) {
 // Whatever a client sends after the upgrade, the server's reading ends with the connection.
 func FuzzFrames(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 1, 1, 0, 0, 1, 'x'})
-	f.Add(controlFrame(6, 4, 0, 0, 0, 1))
+	f.Add(rawControl(6, 4, 0, 0, 0, 1))
 	f.Add(synStream(f, 1, http.Header{"streamtype": {"stdin"}}))
 	f.Add(append(synStream(f, 1, http.Header{"streamtype": {"stdin"}}), 0, 0, 0, 1, 1, 0, 0, 1, 'x'))
 	f.Fuzz(func(t *testing.T, data []byte) {

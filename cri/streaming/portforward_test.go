@@ -184,7 +184,7 @@ func TestPortForwardWithoutID(t *testing.T) {
 // Half a connection is given up, and the session goes on.
 func TestPortForwardExpires(t *testing.T) {
 	cfg := testConfig()
-	cfg.CreationTimeout = 50 * time.Millisecond
+	cfg.CreationTimeout = 2 * time.Second // in which a slow machine's client opens two streams
 	s := serve(t, cfg, shout)
 	c := dialSPDY(t, forwardURL(t, s), protocolForward)
 	lonely := c.stream(t, "port", "80", "requestID", "1", "streamType", "data")

@@ -2,7 +2,6 @@ package streaming
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -33,16 +32,18 @@ type spdyConn struct {
 	conn   net.Conn
 	gone   func() error // asks whether the client has gone, while r is not read
 	r      *bufio.Reader
-	framer *spdy.Framer     // reads frame, writes control
+	framer *spdy.Framer     // reads frame
 	frame  io.LimitedReader // of r: the control frame that is read
 
 	// opened is asked, by the goroutine of serve, about a new stream. An error
 	// refuses it; otherwise it is confirmed, and then start runs.
 	opened func(*spdyStream) (start func(), err error)
 
-	writing   sync.Mutex   // held while a frame is written; guards what follows
-	control   bytes.Buffer // where framer writes
-	confirmed bool         // a stream was
+	posts     posts
+	confirmed bool // a stream was; serve's
+
+	writing sync.Mutex // held while a frame is written; guards ended
+	ended   bool       // our last frame was written
 
 	mu      sync.Mutex    // guards what follows
 	lastID  spdy.StreamId // the highest of the client's
@@ -50,10 +51,13 @@ type spdyConn struct {
 }
 
 func newSPDY(conn net.Conn, opened func(*spdyStream) (func(), error)) *spdyConn {
-	c := &spdyConn{conn: conn, r: bufio.NewReaderSize(conn, chunkSize), opened: opened, streams: map[spdy.StreamId]*spdyStream{}}
+	c := &spdyConn{
+		conn: conn, r: bufio.NewReaderSize(conn, chunkSize), opened: opened, streams: map[spdy.StreamId]*spdyStream{},
+		posts: posts{due: make(chan struct{}, 1)},
+	}
 	c.frame.R = c.r
 	c.gone = func() error { return stillThere(conn, &c.writing, nothingSPDY) }
-	framer, err := spdy.NewFramerWithOptions(&c.control, &c.frame,
+	framer, err := spdy.NewFramerWithOptions(io.Discard, &c.frame,
 		spdy.WithMaxControlFramePayloadSize(maxControl), spdy.WithMaxHeaderCount(maxHeaders), spdy.WithMaxHeaderFieldSize(maxFieldSize))
 	if err != nil {
 		panic(err) // zlib refused a constant
@@ -65,7 +69,12 @@ func newSPDY(conn net.Conn, opened func(*spdyStream) (func(), error)) *spdyConn 
 // serve reads frames until the client goes, does what it must not, or the
 // connection is closed. All streams have ended then.
 func (c *spdyConn) serve() error {
+	var posting sync.WaitGroup
+	posting.Go(c.sendPosts)
 	err := c.readFrames()
+	_ = c.conn.Close() // or a post might never be sent
+	close(c.posts.due)
+	posting.Wait()
 	if errors.Is(err, io.EOF) {
 		err = errGone
 	}
@@ -103,7 +112,7 @@ func (c *spdyConn) readFrames() error {
 		if err != nil {
 			return fmt.Errorf("reading a SPDY control frame: %w", err)
 		}
-		if err := c.controlFrame(frame); err != nil {
+		if err := c.handle(frame); err != nil {
 			return err
 		}
 	}
@@ -130,7 +139,7 @@ func (c *spdyConn) data(id spdy.StreamId, length int64, fin bool) error {
 	return nil
 }
 
-func (c *spdyConn) controlFrame(frame spdy.Frame) error {
+func (c *spdyConn) handle(frame spdy.Frame) error {
 	switch f := frame.(type) {
 	case *spdy.SynStreamFrame:
 		return c.open(f)
@@ -140,7 +149,7 @@ func (c *spdyConn) controlFrame(frame spdy.Frame) error {
 		}
 	case *spdy.PingFrame:
 		if f.Id%2 == 1 { // the client's; even ones would be answers to ours
-			return c.write(f)
+			return c.post(controlFrame(spdy.TypePing, f.Id))
 		}
 	case *spdy.GoAwayFrame:
 		return io.EOF
@@ -155,7 +164,7 @@ func (c *spdyConn) open(f *spdy.SynStreamFrame) error {
 	}
 	start, err := c.opened(s)
 	if err != nil {
-		return c.write(&spdy.RstStreamFrame{StreamId: s.id, Status: spdy.RefusedStream})
+		return c.post(controlFrame(spdy.TypeRstStream, uint32(s.id), uint32(spdy.RefusedStream)))
 	}
 	if f.CFHeader.Flags&spdy.ControlFlagFin != 0 {
 		s.in.end(io.EOF)
@@ -163,33 +172,11 @@ func (c *spdyConn) open(f *spdy.SynStreamFrame) error {
 	c.mu.Lock()
 	c.streams[s.id] = s
 	c.mu.Unlock()
-	if err := c.confirm(s.id); err != nil {
+	if err := c.post(c.confirmation(s.id)); err != nil {
 		return err
 	}
 	start()
 	return nil
-}
-
-// What SPDY compresses of headers is one zlib stream for all frames of a
-// direction. Ours says that there are none, in blocks that are stored: package
-// spdy's compressor takes 0.8 MiB for a connection.
-var (
-	zlibHead  = []byte{0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2}                   // with the checksum of SPDY's dictionary
-	noHeaders = []byte{0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff} // a stored block of a 32-bit 0, and the empty one of a flush
-	synReply  = []byte{0x80, spdy.Version, 0, byte(spdy.TypeSynReply)}       // and then its length
-)
-
-// confirm tells the client that its stream is accepted.
-func (c *spdyConn) confirm(id spdy.StreamId) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	var block []byte
-	if !c.confirmed {
-		block, c.confirmed = append(block, zlibHead...), true
-	}
-	block = append(block, noHeaders...)
-	frame := binary.BigEndian.AppendUint32(append([]byte(nil), synReply...), uint32(4+len(block)))
-	return c.send(append(binary.BigEndian.AppendUint32(frame, uint32(id)), block...))
 }
 
 // number takes the id of a new stream, which must be a client's and higher than the last.
@@ -215,27 +202,6 @@ func (c *spdyConn) forget(s *spdyStream) {
 	delete(c.streams, s.id)
 }
 
-// write sends a control frame.
-func (c *spdyConn) write(frame spdy.Frame) error {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	c.control.Reset()
-	if err := c.framer.WriteFrame(frame); err != nil {
-		return err
-	}
-	return c.send(c.control.Bytes())
-}
-
-// send writes a whole frame, with writing held. After half a frame nothing that
-// follows can be understood, so an error ends the connection.
-func (c *spdyConn) send(frame []byte) error {
-	if _, err := c.conn.Write(frame); err != nil {
-		_ = c.conn.Close()
-		return fmt.Errorf("writing to the client: %w", err)
-	}
-	return nil
-}
-
 // goodbye says that no stream is accepted any more, after which clients leave.
 // What waits to read a stream returns.
 func (c *spdyConn) goodbye() {
@@ -245,7 +211,10 @@ func (c *spdyConn) goodbye() {
 		s.in.stop()
 	}
 	c.mu.Unlock()
-	if c.write(&spdy.GoAwayFrame{LastGoodStreamId: last, Status: spdy.GoAwayOK}) == nil {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.send(controlFrame(spdy.TypeGoAway, uint32(last), uint32(spdy.GoAwayOK))) == nil {
+		c.ended = true
 		closeWrite(c.conn)
 	}
 }
@@ -315,7 +284,7 @@ func (s *spdyStream) Reset() {
 	s.in.stop()
 	s.conn.forget(s)
 	if s.shut(errReset) {
-		_ = s.conn.write(&spdy.RstStreamFrame{StreamId: s.id, Status: spdy.Cancel})
+		_ = s.conn.write(controlFrame(spdy.TypeRstStream, uint32(s.id), uint32(spdy.Cancel)))
 	}
 }
 

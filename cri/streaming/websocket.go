@@ -19,8 +19,6 @@ const (
 	channelError
 	channelResize
 	channelClose = 255 // of version 5: the next byte is the channel that the client half-closes
-
-	closeTimeout = time.Second // for the message that ends a WebSocket
 )
 
 // channelConn carries channels over a WebSocket: each message begins with the
@@ -151,8 +149,11 @@ func (c *channelConn) goodbye() {
 	closeMessage(c.ws)
 }
 
+// closeMessage ends a WebSocket. It has no deadline of its own: a client that
+// reads slowly, and does not get it, would take the session for one that was cut
+// off, and the exit code with it.
 func closeMessage(ws *websocket.Conn) {
-	_ = ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Now().Add(closeTimeout))
+	_ = ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""), time.Time{})
 }
 
 // whyClosed is errGone for the ways in which clients leave.
