@@ -103,8 +103,8 @@ func (h *handler) hold(conn *trackedConn, t transport, work func(context.Context
 	}()
 	err := work(ctx)
 	klog.FromContext(h.ctx).V(4).Info("Streaming session ended", "err", err)
-	if err != nil { // what had to be said was said in run
-		defer time.AfterFunc(farewell, func() { _ = conn.Close() }).Stop()
+	if err != nil { // which the client has been told, or has had the time for
+		cancel(errEnded)
 	}
 	t.goodbye()
 	for left := false; !left; {
