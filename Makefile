@@ -1,13 +1,16 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net bench-log crictl clean
+.PHONY: help build install demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net bench-log crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build:    ## build bin/gantry and bin/gantry-supervisor
 	@hack/build.sh
+
+install:  ## install the binaries and the systemd unit (PREFIX, /usr/local; DESTDIR)
+	@hack/install.sh
 
 demo:     ## show a pod from pull to removal, on this machine (root; installs what is missing)
 	@hack/demo.sh

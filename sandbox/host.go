@@ -22,6 +22,8 @@ type Config struct {
 	Supervisor    string // the gantry-supervisor binary
 	MaxLog        int64  // size that a container's log file does not pass; 0 for none
 	SupervisorLog string // file that the supervisor's messages are appended to
+	// SupervisorScope has systemd make a scope for the supervisor: the caller is in the cgroup of a unit.
+	SupervisorScope bool
 }
 
 // Host is this node's pods and containers. It is made by [Open], is safe for
@@ -54,6 +56,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 		Dir:     filepath.Join(h.runDir, "supervisor"),
 		Binary:  cfg.Supervisor,
 		LogFile: cfg.SupervisorLog,
+		Scope:   cfg.SupervisorScope,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the supervisor: %w", err)

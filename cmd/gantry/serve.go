@@ -37,6 +37,7 @@ const streamingTokenTimeout = time.Minute
 // serve is the daemon: it takes over what the last one has left, answers the
 // CRI until ctx ends, and leaves what runs running.
 func serve(ctx context.Context, cfg config.Config) (err error) {
+	manager := takeManager()
 	unlock, err := lockRoot(cfg.Root, cfg.Run)
 	if err != nil {
 		return err
@@ -57,6 +58,7 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 
 	host, err := sandbox.Open(ctx, sandbox.Config{
 		RunDir: cfg.Run, Supervisor: cfg.Supervisor, MaxLog: int64(cfg.Logs.MaxSize), SupervisorLog: filepath.Join(cfg.Run, "supervisor.log"),
+		SupervisorScope: manager.systemd(),
 	})
 	if err != nil {
 		return err
@@ -99,7 +101,13 @@ func serve(ctx context.Context, cfg config.Config) (err error) {
 	servers.Go(func() error {
 		return cri.Serve(serving, cri.Config{
 			Socket: cfg.Socket, Transfer: transferred{images},
-			Ready: func() { klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version) },
+			Ready: func() {
+				klog.FromContext(ctx).Info("Ready", "socket", cfg.Socket, "version", version)
+				servers.Go(func() error {
+					manager.tell(serving, "Serving the CRI on "+cfg.Socket, func(ctx context.Context) error { return answers(ctx, cfg.Socket) })
+					return nil
+				})
+			},
 		}, service, images)
 	})
 	return errors.Join(servers.Wait(), leaveNothing(detached, networks))

@@ -12,6 +12,7 @@ type Config struct {
 	Dir     string // its directory, absolute; made 0700 when missing
 	Binary  string // gantry-supervisor, an absolute path
 	LogFile string // its messages are appended here, 0640; "" = discarded
+	Scope   bool   // it gets a scope of systemd's, where possible, instead of the caller's cgroup
 }
 
 // Runtime is an OCI runtime and where it keeps its state.

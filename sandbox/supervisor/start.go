@@ -2,14 +2,17 @@ package supervisor
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -23,6 +26,7 @@ import (
 const (
 	socketName   = "supervisor.sock"
 	startTimeout = 30 * time.Second
+	scopeTimeout = 10 * time.Second // of a systemd that does not answer
 	helloTimeout = 30 * time.Second // one that has just started takes its predecessor's containers over first
 	// dialTries bounds how often a call starts the supervisor anew: it may end
 	// by itself, being idle, just as the call arrives.
@@ -160,28 +164,59 @@ func flock(ctx context.Context, f *os.File) error {
 	}
 }
 
-// spawn starts the binary and waits until it has said, through a pipe, that it
-// serves. The goroutine that then waits for the process ends with it, not with
-// the client: nobody else would take the process' exit.
+// spawn starts the supervisor, in a scope if the configuration says so and
+// systemd makes one: a supervisor in the daemon's own cgroup is better than none.
 func (c *Client) spawn(ctx context.Context) error {
+	log := io.Discard
+	if c.cfg.LogFile != "" {
+		f, err := os.OpenFile(c.cfg.LogFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		log = f
+	}
+	argv := []string{c.cfg.Binary, "--dir", c.cfg.Dir, "--ready-fd", "3"}
+	if c.cfg.Scope {
+		err := c.execute(ctx, slices.Concat(inScope(), argv), scopeTimeout, log)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		slog.New(slog.NewTextHandler(log, nil)).Warn("No scope for the supervisor, it starts in the daemon's cgroup", "err", err)
+	}
+	return c.execute(ctx, argv, startTimeout, log)
+}
+
+// inScope is the beginning of a command line that becomes the rest of it, in a
+// scope of its own: what is done to the daemon's unit (systemctl kill, freeze,
+// its memory limit) is then not done to the parent of all containers. The scope
+// has no name that lasts, for OCI runtimes of a predecessor may still be in
+// its scope, and no default dependencies, so that it is not stopped before the
+// containers when the machine is: it ends with them.
+func inScope() []string {
+	return []string{"systemd-run", "--quiet", "--scope", "--collect", "--no-ask-password",
+		"--unit=gantry-supervisor-" + strings.ToLower(rand.Text()[:8]), "--description=Gantry's parent of containers",
+		"--property=DefaultDependencies=no", "--property=TasksMax=infinity", "--"}
+}
+
+// execute executes a command line that is or becomes the supervisor, and waits
+// until it has said, through a pipe, that it serves. The goroutine that then
+// waits for the process ends with it, not with the client: nobody else would
+// take the process' exit.
+func (c *Client) execute(ctx context.Context, argv []string, limit time.Duration, log io.Writer) error {
 	ready, theirs, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer ready.Close()
 	defer theirs.Close()
-	cmd := exec.Command(c.cfg.Binary, "--dir", c.cfg.Dir, "--ready-fd", "3")
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if c.cfg.LogFile != "" {
-		log, err := os.OpenFile(c.cfg.LogFile, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o640)
-		if err != nil {
-			return err
-		}
-		defer log.Close()
-		cmd.Stderr = log
+	if f, ok := log.(*os.File); ok { // of any other writer a pipe would be made, and be gone with this process
+		cmd.Stderr = f
 	}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -189,7 +224,7 @@ func (c *Client) spawn(ctx context.Context) error {
 	go func() { _ = cmd.Wait() }()
 	_ = theirs.Close()
 
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Now()) })()
 	said, err := io.ReadAll(io.LimitReader(ready, wire.MaxErrorText))
