@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	readyTimeout = 30 * time.Second // a start-up on a loaded two-core machine takes 2 s
+	readyTimeout = 2 * time.Minute // seconds on a loaded machine; an emulated one that shares two processors needed 30
 	stopTimeout  = 20 * time.Second
 	settleTime   = 60 * time.Second // for kernel tear-down before an audit fails
 	mostShown    = 40               // leftovers in an audit's error
