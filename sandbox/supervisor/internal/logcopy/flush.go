@@ -19,6 +19,16 @@ func (g *gap) lose(last byte) {
 	g.open = false
 }
 
+// later is the time of the next lines: now, but not before the last one's,
+// whatever the clock does. Without Round both would be compared by the monotonic
+// clock, which does not see the other one being set back.
+func later(last, now time.Time) time.Time {
+	if now = now.Round(0); now.Before(last) {
+		return last
+	}
+	return now
+}
+
 // flush writes the whole lines in the slot; with end the last beginning too.
 func (c *Copier) flush(end bool) {
 	if c.slot == nil {
@@ -28,10 +38,9 @@ func (c *Copier) flush(end bool) {
 	if a == b {
 		return
 	}
-	if now := time.Now(); now.After(c.last) { // never backwards, whatever the clock does
-		c.last = now
-	}
-	err := c.file.refuses(c.last)
+	now := time.Now()
+	c.last = later(c.last, now)
+	err := c.file.refuses(now)
 	var out []byte
 	if err == nil {
 		out, err = c.pool.getOut()
@@ -58,11 +67,11 @@ func (c *Copier) flush(end bool) {
 		c.write(lines, a, used, b)
 		a += used
 	}
-	if c.detour.dropped > 0 { // what is left in the slot has lost its continuation
-		if a < b {
+	if c.detour.dropped > 0 {
+		if a < b { // the beginning of a line, which has lost its continuation
 			c.drop(a, b, errHangs)
 		}
-		_ = 0
+		c.gap.lose(c.detour.last)
 		c.detour.dropped = 0
 	}
 }
