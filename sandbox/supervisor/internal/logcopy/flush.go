@@ -84,11 +84,14 @@ func (c *Copier) write(lines []byte, a, used, b int) {
 	partial := func(end int) bool { // whether lines[:end] end with a part of a line
 		return lines[bytes.LastIndexByte(lines[:end-1], '\n')+1+len(c.head.full)-2] == 'P'
 	}
+	lost := c.head.payload(lines[kept:])
 	if kept > 0 {
 		c.gap.close, c.gap.open = false, partial(kept)
+	} else if c.gap.close {
+		lost-- // the newline that ends a part is none of the output's
 	}
 	if kept < len(lines) {
-		c.file.drop(c.head.payload(lines[kept:]), err)
+		c.file.drop(lost, err)
 		last := byte('\n')
 		if partial(len(lines)) {
 			last = 0
