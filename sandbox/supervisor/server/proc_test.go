@@ -1,6 +1,7 @@
 package server
 
 import (
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,5 +88,17 @@ func TestProcessesOfCgroupsBelow(t *testing.T) {
 	got := cgroupPIDs([]string{filepath.Join(dir, "a/cgroup.procs"), filepath.Join(dir, "b/cgroup.procs"), filepath.Join(dir, "gone/cgroup.procs")})
 	if want := []int{7, 8, 9, 10}; !slices.Equal(got, want) {
 		t.Errorf("processes %v, want %v", got, want)
+	}
+}
+
+// What ends a container waits for no exec of it, nor do execs of others.
+func TestTurns(t *testing.T) {
+	s := &Server{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
+	a, b := s.newContainer("a"), s.newContainer("b")
+	execs := a.command("exec").Turn
+	for _, other := range []string{a.command("delete").Turn, a.command("update").Turn, b.command("exec").Turn, b.command("run").Turn} {
+		if other == execs || other == "" {
+			t.Errorf("%q waits behind the execs of %q", other, execs)
+		}
 	}
 }

@@ -212,12 +212,17 @@ func (c *container) ended(e reaper.Exit) {
 	}
 }
 
-// command is one of the container's OCI runtime.
+// command is one of the container's OCI runtime. Execs of one container share a
+// turn; what ends it, or changes it, does not wait behind however many of them.
 func (c *container) command(name string, args ...string) oci.Command {
 	r := c.rec.Request.Runtime
+	turn := c.id
+	if name != "exec" {
+		turn += " " + name
+	}
 	return oci.Command{
 		Path: r.Path, Root: r.Root, Options: r.Options, SystemdCgroup: r.SystemdCgroup, Name: name, Args: args,
-		Container: c.id, Moves: name == "run" || name == "exec",
+		Turn: turn, Moves: name == "run" || name == "exec",
 		LogFile: filepath.Join(c.dir, fmt.Sprintf("%s-%d.log", name, time.Now().UnixNano())),
 	}
 }

@@ -38,7 +38,7 @@ const (
 var env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=1"}
 
 // Runner runs runtime commands: so many at once that all are done soonest and
-// none waits long for the processors, those of several containers in turns.
+// none waits long for the processors, in turns.
 type Runner struct {
 	reaper    *reaper.Reaper
 	queue     *queue
@@ -80,7 +80,7 @@ type Command struct {
 	Name          string
 	Args          []string
 	LogFile       string // --log; made by the runtime, removed afterwards
-	Container     string // whose turn it is; not passed on
+	Turn          string // those with the same one wait for each other; not passed on
 	Moves         bool   // it moves a process into a cgroup
 
 	// Grace is how long after ctx's end the command may still come to its own
@@ -109,7 +109,7 @@ func (e *Error) Error() string {
 // Run runs the command to its end. When ctx ends first, and c.Grace has passed,
 // the command's process group is killed and ctx's error returned.
 func (r *Runner) Run(ctx context.Context, c Command) error {
-	release, err := r.slot(ctx, c.Container)
+	release, err := r.slot(ctx, c.Turn)
 	if err != nil {
 		return fmt.Errorf("waiting to run %s %s: %w", c.Path, c.Name, err)
 	}
