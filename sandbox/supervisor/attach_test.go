@@ -71,20 +71,22 @@ func (w *world) attach(h *sandbox.Host, id string) *client {
 	return c
 }
 
-// attached counts the pipes between the supervisor and this process, two for each client.
+// attached counts the pipes from the supervisor to this process, two for each client.
 func (w *world) attached() (n int) {
-	pipes := func(pid int) map[string]bool {
+	pipes := func(pid int, mode os.FileMode) map[string]bool {
 		found := map[string]bool{}
 		dir := fmt.Sprintf("/proc/%d/fd", pid)
 		for _, fd := range list(dir) {
-			if target, _ := os.Readlink(filepath.Join(dir, fd)); strings.HasPrefix(target, "pipe:") {
+			path := filepath.Join(dir, fd)
+			info, err := os.Lstat(path) // the link's mode says what the descriptor is good for
+			if target, _ := os.Readlink(path); err == nil && info.Mode()&mode != 0 && strings.HasPrefix(target, "pipe:") {
 				found[target] = true
 			}
 		}
 		return found
 	}
-	ours := pipes(os.Getpid())
-	for target := range pipes(w.supervisorPID()) {
+	ours := pipes(os.Getpid(), 0o400)
+	for target := range pipes(w.supervisorPID(), 0o200) {
 		if ours[target] {
 			n++
 		}
@@ -105,7 +107,7 @@ func (c *client) wait() error {
 	select {
 	case err := <-c.done:
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		c.Fatal("session does not end")
 		return nil
 	}
@@ -151,7 +153,7 @@ func (s *screen) String() string {
 
 func (c *client) sees(s *screen, want string) {
 	c.Helper()
-	for limit := time.After(20 * time.Second); !strings.Contains(s.String(), want); {
+	for limit := time.After(time.Minute); !strings.Contains(s.String(), want); {
 		select {
 		case <-s.news:
 		case <-limit:
@@ -284,7 +286,7 @@ func TestAttachStdinOnce(t *testing.T) {
 	} {
 		req := w.interactive("cat; echo end; read x || read x; echo really; sleep 1000")
 		req.StdinOnce = true
-		w.run(req)
+		stdin := fdTarget(t, w.run(req), 0)
 		first, second := w.attach(h, req.ID), w.attach(h, req.ID)
 		first.send("one\n")
 		second.sees(second.out, "one\n")
@@ -294,7 +296,7 @@ func TestAttachStdinOnce(t *testing.T) {
 		second.wantEnd(errdefs.ErrUnavailable)
 		third := w.attach(h, req.ID)
 		for _, fd := range list(fmt.Sprintf("/proc/%d/fd", w.supervisorPID())) {
-			if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", w.supervisorPID(), fd)); strings.HasSuffix(target, "/stdin") {
+			if target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", w.supervisorPID(), fd)); target == stdin {
 				t.Errorf("%s: the next supervisor has opened stdin again", name)
 			}
 		}
@@ -359,10 +361,10 @@ func TestAttachOfStdinThatIsNotRead(t *testing.T) {
 	for _, once := range []bool{true, false} {
 		req := w.interactive("sleep 1000")
 		req.StdinOnce = once
-		w.run(req)
+		pid := w.run(req)
 		c := w.attach(h, req.ID)
 		go func() { _, _ = c.in.Write(make([]byte, 1<<20)) }()
-		w.eventually("the container's stdin is full", func() bool { return w.pending(req.ID) >= 65536 })
+		w.eventually("the container's stdin is full", func() bool { return w.pending(pid) >= 65536 })
 		c.leave()
 		c.wantEnd(context.Canceled)
 		c = w.attach(h, req.ID)
@@ -377,9 +379,9 @@ func TestAttachOfStdinThatIsNotRead(t *testing.T) {
 	c.wantEnd(nil)
 }
 
-// pending is how much of the container's stdin has not been read.
-func (w *world) pending(id string) int {
-	f, err := os.OpenFile(filepath.Join(w.dir, "supervisor/containers", id, "stdin"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+// pending is how much of a process' stdin has not been read.
+func (w *world) pending(pid int) int {
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/fd/0", pid), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	w.must(err)
 	defer f.Close()
 	raw, err := f.SyscallConn()

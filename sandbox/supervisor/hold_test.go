@@ -24,6 +24,16 @@ func holds(name string) (n int) {
 	return n
 }
 
+// fdTarget is what a process has open under a number.
+func fdTarget(t *testing.T, pid, fd int) string {
+	t.Helper()
+	target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return target
+}
+
 // attachSoon attaches as soon as the terminal has come back to a supervisor.
 func (w *world) attachSoon(h *sandbox.Host, id string) (c *client) {
 	w.Helper()
@@ -79,13 +89,13 @@ func TestStdinOnceOutlivesSupervisors(t *testing.T) {
 	h := w.host()
 	req := w.interactive("cat; echo end")
 	req.StdinOnce = true
-	w.run(req)
+	stdin := fdTarget(t, w.run(req), 0)
 	for range 3 {
-		w.eventually("the daemon holds stdin", func() bool { return holds("/stdin") == 1 })
+		w.eventually("the daemon holds stdin", func() bool { return holds(stdin) == 1 })
 		w.killSupervisor()
 	}
 	other := w.host()
-	w.eventually("both daemons hold stdin", func() bool { return holds("/stdin") == 2 })
+	w.eventually("both daemons hold stdin", func() bool { return holds(stdin) == 2 })
 	_ = h.Close()
 	w.must(unix.Kill(w.supervisorPID(), unix.SIGKILL))
 	c := w.attach(other, req.ID)
@@ -94,7 +104,22 @@ func TestStdinOnceOutlivesSupervisors(t *testing.T) {
 	_ = c.in.Close()
 	c.wantEnd(nil)
 	c.saw(c.out, "text\nend\n")
-	if n := holds("/stdin"); n > 0 {
+	if n := holds(stdin); n > 0 {
 		t.Errorf("%d descriptors of stdin are left", n)
 	}
+}
+
+// A stdin that has ended can be opened again, by its name too, and is at its end then as well.
+func TestEndedStdinOpensAgain(t *testing.T) {
+	w := newWorld(t)
+	h := w.host()
+	req := w.interactive("cat; cat /dev/stdin; echo end")
+	req.StdinOnce = true
+	w.run(req)
+	c := w.attach(h, req.ID)
+	c.send("text\n")
+	c.sees(c.out, "text\n")
+	_ = c.in.Close()
+	c.wantEnd(nil)
+	c.saw(c.out, "text\nend\n")
 }

@@ -199,7 +199,7 @@ func (c *container) openPID() (alive bool) {
 // from what a predecessor had read of them.
 func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) {
 	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal && !c.rec.StdinEnded {
-		if f, err := openFIFO(filepath.Join(c.dir, stdinFIFO), unix.O_WRONLY, true); err == nil {
+		if f, err := c.openStdin(); err == nil {
 			c.input = f
 		}
 	}

@@ -36,6 +36,7 @@ type record struct {
 	OOMKills  uint64                `json:"oomKills"`  // in the cgroup before the start
 	// OOMKillsAbove is the same of the cgroup above; nil where that is of no use, see oomFileAbove.
 	OOMKillsAbove *uint64 `json:"oomKillsAbove,omitempty"`
+	StdinPipe     uint64  `json:"stdinPipe,omitempty"`  // inode of a stdin that is to end; 0 where a FIFO is it
 	StdinEnded    bool    `json:"stdinEnded,omitempty"` // by a session; nobody may open it again
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,7 +17,8 @@ import (
 
 // stdio is both sides of a container's standard streams while it is started.
 // The container gets its FIFOs read-write: so it holds a reader itself, and
-// neither blocks nor gets SIGPIPE when this process dies.
+// neither blocks nor gets SIGPIPE when this process dies. A stdin that is to
+// end is a pipe: opening a FIFO without a writer, as /dev/stdin, waits for one.
 type stdio struct {
 	stdin, stdout, stderr *os.File // the container's side; nil: /dev/null
 	in, out, err          *os.File // ours
@@ -41,6 +43,12 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 		if name == stdinFIFO && !c.rec.Request.Stdin {
 			continue
 		}
+		if name == stdinFIFO && c.rec.Request.StdinOnce {
+			if err := c.makeStdinPipe(s); err != nil {
+				return nil, fmt.Errorf("making stdin: %w", err)
+			}
+			continue
+		}
 		path := filepath.Join(c.dir, name)
 		if err := unix.Mkfifo(path, 0o600); err != nil {
 			return nil, fmt.Errorf("making %s: %w", path, err)
@@ -59,10 +67,6 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 		case stdinFIFO:
 			s.stdin = f
 			s.in, err = openFIFO(path, unix.O_WRONLY, true)
-			if err == nil && c.rec.Request.StdinOnce { // the container must see the end when it comes
-				s.stdin, err = openFIFO(path, unix.O_RDONLY, false)
-				_ = f.Close()
-			}
 		case "stdout":
 			s.stdout = f
 			s.out, err = openFIFO(path, unix.O_RDONLY, true)
@@ -75,6 +79,77 @@ func (c *container) makeStdio() (_ *stdio, err error) {
 		}
 	}
 	return s, nil
+}
+
+// makeStdinPipe makes the stdin that ends, and notes in the record which it is.
+func (c *container) makeStdinPipe(s *stdio) error {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	s.stdin = os.NewFile(uintptr(p[0]), "stdin")
+	err := unix.SetNonblock(p[1], true) // for the poller, under which NewFile puts it then
+	s.in = os.NewFile(uintptr(p[1]), "stdin")
+	if req := &c.rec.Request; err == nil && req.StdioUID != 0 {
+		err = unix.Fchown(p[0], int(req.StdioUID), int(req.StdioGID))
+	}
+	var st unix.Stat_t
+	if err == nil {
+		err = unix.Fstat(p[0], &st)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rec.StdinPipe = st.Ino
+	return err
+}
+
+// maxLooks bounds how many descriptors of a container are looked at.
+const maxLooks = 20_000
+
+// openStdin opens the writing end of an adopted container's stdin. Of a pipe
+// somebody in the container has the other end, or nobody can read it any more.
+func (c *container) openStdin() (*os.File, error) {
+	if c.rec.StdinPipe == 0 {
+		return openFIFO(filepath.Join(c.dir, stdinFIFO), unix.O_WRONLY, true)
+	}
+	looks := 0
+	for _, pid := range append([]int{c.rec.PID}, cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))...) {
+		dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		names, _ := dir.Readdirnames(maxLooks - looks + 1) // in order: 0 comes first
+		for _, name := range names {
+			if looks++; looks > maxLooks {
+				break
+			}
+			if f, err := openPipe(int(dir.Fd()), name, c.rec.StdinPipe); err == nil {
+				_ = dir.Close()
+				return f, nil
+			}
+		}
+		_ = dir.Close()
+	}
+	return nil, fmt.Errorf("stdin of container %s: nobody has it open: %w", c.id, fs.ErrNotExist)
+}
+
+// openPipe opens the pipe with the inode ino, if that is what name of dir is.
+// Anything else is not opened: it is a hostile container's choice.
+func openPipe(dir int, name string, ino uint64) (*os.File, error) {
+	path, err := unix.Openat(dir, name, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(path)
+	self := fmt.Sprintf("/proc/self/fd/%d", path)
+	if target, err := os.Readlink(self); err != nil || target != fmt.Sprintf("pipe:[%d]", ino) {
+		return nil, fs.ErrNotExist
+	}
+	fd, err := unix.Open(self, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "stdin"), nil
 }
 
 func openFIFO(path string, flags int, nonblock bool) (*os.File, error) {

@@ -63,7 +63,7 @@ const numberedSize = 40
 // feed writes what must be taken at once, whatever the log does.
 func (r *rig) feed(data []byte) {
 	r.Helper()
-	_ = r.w.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	_ = r.w.SetWriteDeadline(time.Now().Add(time.Minute))
 	if n, err := r.w.Write(data); err != nil {
 		r.Fatalf("the container is blocked after %d bytes of %d: %v", n, len(data), err)
 	}
@@ -216,7 +216,7 @@ func TestDiskThatHangs(t *testing.T) {
 		if !errors.Is(err, errdefs.ErrUnavailable) {
 			t.Error("reopening on a frozen file system:", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("each reopening hangs")
 	}
 	waitFor(t, func() bool { return r.file.Lost() > 0 })
