@@ -3,6 +3,9 @@ package streaming
 import (
 	"encoding/base64"
 	"errors"
+	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,4 +60,23 @@ func TestTokensAreBounded(t *testing.T) {
 			t.Errorf("%d tokens are kept", len(tokens.pending))
 		}
 	})
+}
+
+// Of a hundred clients with the same token one gets in.
+func TestTokensRace(t *testing.T) {
+	s := serve(t, testConfig(), echo(0))
+	address := execURL(t, s, all)
+	var won atomic.Int32
+	var clients sync.WaitGroup
+	for range 100 {
+		clients.Go(func() {
+			if code, _ := get(t, http.MethodGet, address, nil); code != http.StatusNotFound {
+				won.Add(1)
+			}
+		})
+	}
+	clients.Wait()
+	if won.Load() != 1 {
+		t.Errorf("%d clients were let in", won.Load())
+	}
 }

@@ -91,7 +91,8 @@ func TestAttachTerminal(t *testing.T) {
 	n := newNode(t)
 	p := n.runPod("pod")
 	for _, transport := range []string{"spdy", "websocket"} {
-		c := p.run(transport, "trap 'stty size' WINCH; trap 'echo interrupted' INT; while :; do read x && echo got $x; done", once, tty)
+		c := p.run(transport, "trap 'stty size' WINCH; trap 'echo interrupted' INT; echo ready; while :; do read x && echo got $x; done", once, tty)
+		n.eventually("the shell is ready", func() bool { return strings.Contains(c.logged("stdout"), "ready") })
 		client := c.attach(transport, true)
 		client.sees(client.out, "24 80\r\n")
 		client.resize(77, 33)
@@ -156,7 +157,11 @@ func TestAttachedClientsVanish(t *testing.T) {
 	plain, terminal := p.run("plain", forever, interactive), p.run("terminal", forever, interactive, tty)
 	count := func() [2]int { return [2]int{open(n.PID(), ""), open(n.SupervisorPIDs()[0], "")} }
 	settled := func() (now [2]int) {
-		n.eventually("it is quiet", func() bool { last := now; now = count(); return now == last })
+		n.eventually("it is quiet", func() bool {
+			last := now
+			now = count()
+			return now == last && open(n.PID(), "/ptmx") == 1 // held for the supervisor's next
+		})
 		return now
 	}
 	before := settled()

@@ -153,7 +153,7 @@ func (c *crictl) send(text string) {
 // sees waits until the text has come.
 func (c *crictl) sees(s *screen, want string) {
 	c.t.Helper()
-	for limit := time.Now().Add(30 * time.Second); !strings.Contains(s.String(), want); time.Sleep(5 * time.Millisecond) {
+	for limit := time.Now().Add(time.Minute); !strings.Contains(s.String(), want); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(limit) {
 			c.t.Fatalf("crictl wrote %q, not %q; stderr %q", s.String(), want, c.err.String())
 		}
@@ -170,7 +170,7 @@ func (c *crictl) wait() int {
 			c.t.Fatal(err)
 		}
 		return c.cmd.ProcessState.ExitCode()
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		c.t.Fatalf("crictl does not end; it wrote %q and %q", c.out.String(), c.err.String())
 		return -1
 	}

@@ -59,9 +59,7 @@ func execTerminal(t *testing.T, n *node) {
 			s.sees(s.out, "command terminated with exit code 9")
 		})
 	}
-	if c.runs("3000") {
-		t.Error("what Ctrl-C has ended is left")
-	}
+	n.eventually("what Ctrl-C has ended is gone", func() bool { return !c.runs("3000") })
 }
 
 // Pipes instead of a terminal: the streams apart, whole, each with its end.
@@ -167,9 +165,7 @@ func execEndsWithContainer(t *testing.T, n *node) {
 			if code, err := s.outcome(); err != nil || code != 137 {
 				t.Errorf("exit code %d, %v", code, err)
 			}
-			if other.runs(sleep) {
-				t.Error("the process is left")
-			}
+			n.eventually("its process is gone", func() bool { return !other.runs(sleep) })
 		})
 	}
 }
@@ -271,9 +267,7 @@ func TestExecResizesLeaveNothing(t *testing.T) {
 	}
 	clients.Wait()
 	n.eventually("descriptors are as before", func() bool { return open() <= before })
-	if c.runs("no-such") {
-		t.Error("processes are left")
-	}
+	n.eventually("no process is left", func() bool { return !c.runs("no-such") })
 }
 
 // The daemon's end is a session's: its client is told, or finds the connection closed, and its process is killed.

@@ -48,7 +48,7 @@ func (n *node) dialTCP(address string) *net.TCPConn {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(2 * time.Minute)) // of a test that hangs
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Minute)) // of a test that hangs
 	return conn.(*net.TCPConn)
 }
 
