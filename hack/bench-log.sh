@@ -15,4 +15,6 @@ IFS=: read -ra named <<<"${CONTAINERD:-}"
 conmon=$(command -v conmon || true)
 debian=$(command -v containerd || true)
 peers+=(${conmon:+-conmon "$conmon"} "$@" ${debian:+"$debian"} "${named[@]}")
+[[ $conmon ]] || echo "no conmon here: not compared with it" >&2
+[[ $debian || ${named[*]} ]] || echo "no containerd here: not compared with it" >&2
 exec go run ./test/bench/logs "${peers[@]}"

@@ -90,6 +90,8 @@ func (w *writer) check(d done) (last int64, parts int, err error) {
 	}
 	switch {
 	case err != nil:
+	case len(c.line) > 0:
+		err = fmt.Errorf("the log ends with a part of a line: %.100q", c.line)
 	case c.bytes != d.bytes:
 		err = fmt.Errorf("the log has %d bytes of %d", c.bytes, d.bytes)
 	case c.sum != d.sum:
