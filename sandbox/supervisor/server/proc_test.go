@@ -96,7 +96,9 @@ func TestTurns(t *testing.T) {
 	s := &Server{dir: t.TempDir(), log: slog.New(slog.DiscardHandler)}
 	a, b := s.newContainer("a"), s.newContainer("b")
 	execs := a.command("exec").Turn
-	for _, other := range []string{a.command("delete").Turn, a.command("update").Turn, b.command("exec").Turn, b.command("run").Turn} {
+	for _, other := range []string{
+		a.command("delete").Turn, a.command("update").Turn, b.command("exec").Turn, b.command("run").Turn,
+	} {
 		if other == execs || other == "" {
 			t.Errorf("%q waits behind the execs of %q", other, execs)
 		}

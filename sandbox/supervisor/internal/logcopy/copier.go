@@ -170,6 +170,13 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	}
 	a, b := c.slot.room()
 	n = min(n, rawSize-b)
+	if err := c.slot.reserve(b + n); err != nil {
+		c.log.Warn("No memory for a container's output, trying again", "container", c.id, "err", err)
+		if time.Sleep(noMemory); a == b {
+			c.release()
+		}
+		return true, false
+	}
 	c.slot.beginRead(a, b, n, &c.pool.sentinel)
 	got, err := unix.Read(fd, c.slot.raw[b:b+n])
 	c.slot.set(filled, a, b+max(got, 0))

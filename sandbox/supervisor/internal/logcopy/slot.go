@@ -58,6 +58,8 @@ type slot struct {
 	mem  []byte
 	h    *header
 	raw  []byte
+
+	reserved int // bytes of raw that the file system has given memory for
 }
 
 func openSlot(path string, create bool) (*slot, error) {
@@ -72,7 +74,12 @@ func openSlot(path string, create bool) (*slot, error) {
 	defer unix.Close(fd)
 	size := int64(pageSize + rawSize)
 	if create {
-		if err := unix.Ftruncate(fd, size); err != nil {
+		err := unix.Ftruncate(fd, size)
+		if err == nil {
+			err = unix.Fallocate(fd, 0, 0, pageSize)
+		}
+		if err != nil {
+			_ = unix.Unlink(path)
 			return nil, fmt.Errorf("sizing %s: %w", path, err)
 		}
 	} else {
@@ -114,6 +121,24 @@ func (s *slot) room() (a, b int) {
 		return 0, n
 	}
 	return a, b
+}
+
+// reserve lets raw[:n] be written to. Without it a file system that is full
+// would say so by SIGBUS, which ends this process.
+func (s *slot) reserve(n int) error {
+	if n <= s.reserved {
+		return nil
+	}
+	fd, err := unix.Open(s.path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("opening %s: %w", s.path, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Fallocate(fd, 0, pageSize, int64(n)); err != nil {
+		return fmt.Errorf("getting memory for %s: %w", s.path, err)
+	}
+	s.reserved = n
+	return nil
 }
 
 // beginRead marks that want bytes are about to be read to raw[b:].
