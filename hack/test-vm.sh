@@ -36,7 +36,7 @@ readonly modules='^Test(ReferenceMacvlan|BandwidthKilled)$'
 readonly specs='^Test(CRIConformance|StreamingOverWebSockets)$'
 readonly layers='^Test(Unpack|UnpackRefuses|TimesAndXattrs|SecurityLowerLayersUnchanged)$'
 # And with systemd, whose part are the cgroups.
-readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|Reboot'
+readonly cgroups='(Pod|Container)Lifecycle|CgroupParent|Resources|Update|Stats|OOM|PodInitKilled|Outlive|SupervisorIs|SystemdUnit|Reboot'
 readonly cgroup_specs='basic operations on|stats'
 limit=${LIMIT:-1500}
 init=busybox run='' focus='' packages=()
@@ -66,7 +66,7 @@ project() {
 	mkdir -p "$root/bin"
 	cp -a bin/{gantry,gantry-supervisor,runc,critest} "$root/bin/"
 	go build -trimpath -ldflags '-s -w' -o "$root/bin/" ./test/images/guest
-	cp -a --parents hack/{lib,build}.sh "$root"
+	cp -a --parents hack/{lib,build}.sh hack/gantry.service "$root"
 	for p in "${packages[@]}"; do
 		mkdir -p "$root/$p"
 		go test -c -trimpath -ldflags '-s -w' -o "$root/$p/${p##*/}.test" "./$p"

@@ -273,6 +273,11 @@ func Gantry(ctx context.Context, args ...string) (string, error) {
 	return string(out), err
 }
 
+// Command is the daemon's command line, for a test that has another start it.
+func (i *Instance) Command() []string {
+	return append([]string{filepath.Join(i.bin, "gantry")}, i.args...)
+}
+
 // PID is the daemon's process id.
 func (i *Instance) PID() int { return i.cmd.Process.Pid }
 
