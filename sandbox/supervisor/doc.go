@@ -3,7 +3,7 @@
 // calls and the [Client] that makes them. Its other side is package server.
 //
 // The supervisor is started by the client when none answers, in a session of
-// its own, and outlives it. It runs the OCI runtime, copies the containers'
+// its own (and a systemd scope, see Config.Scope), and outlives it. It runs the OCI runtime, copies the containers'
 // output to their logs, records every exit on disk before it tells anybody,
 // and ends by itself when it has had no container and no caller for five
 // seconds. A client that finds it gone starts it again, unasked.
