@@ -150,6 +150,16 @@ until_true "the web server answers" fetch "$ip" 8080
 expect "http://$ip:8080/" "http://$ip:8080/ $(fetch "$ip" 8080)" '*Hello from a Gantry pod*'
 expect "http://127.0.0.1:$port/" "http://127.0.0.1:$port/ $(fetch 127.0.0.1 $port)" '*Hello from a Gantry pod*'
 
+step "crictl exec -i (three words through wc) and crictl port-forward"
+expect "the exec" "$(echo three small words | crictl exec -i "$web" wc -w)" 3
+bin/crictl --config "$dir/crictl.yaml" port-forward "$pod" 0:8080 >"$dir/forward.log" 2>&1 &
+forward=$!
+until_true "crictl forwards" grep -q '^Forwarding from 127' "$dir/forward.log"
+forwarded=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$dir/forward.log")
+expect "the forwarded page" "http://127.0.0.1:$forwarded/ $(fetch 127.0.0.1 "$forwarded")" '*Hello from a Gantry pod*'
+kill "$forward"
+wait "$forward" 2>/dev/null || true
+
 step "crictl logs (of the web server, then of the clock)"
 ticks() { crictl logs "$clock" | grep -c tick; }
 three_ticks() { (($(ticks) >= 3)); }
