@@ -10,6 +10,16 @@
 // FORMAT.md describes the files. A record is written before the first change
 // that it announces and again when the change is complete.
 //
+// A record has its room from the first version on, on a full disk too: that of
+// the file and of its shadow, each filled up with spaces to whole blocks, at least
+// 1 KiB, and never made smaller. Writing over them takes no block and no inode on
+// ext4, XFS and tmpfs. So a pod can be stopped and removed, which is how a node gets
+// space back. btrfs writes elsewhere, and has to be given room first.
+//
+// A record that is damaged is set aside. One that cannot be read, because the disk
+// answers nothing or descriptors are out, is an error of Load: the daemon must
+// not start and take what runs for nobody's.
+//
 // Records are not flushed to the disk (fsync). They must survive the daemon,
 // which the page cache does; after a power cut no container lives, and a
 // record that is lost or damaged then costs only the memory of an exited

@@ -27,6 +27,13 @@ const (
 // at most, of records that were deleted.
 const minSpare, maxSpare = 32, 128
 
+const (
+	block = 4096
+	room  = 1024 // at least, for what a record gets in its life: addresses, states, an exit and its reason
+
+	readTries, readPause = 5, 200 * time.Millisecond
+)
+
 // Dir is the directory of one kind of record. Its methods may be called
 // concurrently for different ids; calls for the same id must not overlap.
 type Dir[T any] struct {
@@ -69,8 +76,18 @@ func (d *Dir[T]) Load() (records map[string]T, damaged []error, err error) {
 			continue
 		}
 		rec, err := d.read(id)
+		for try := 0; try < readTries && errors.Is(err, unix.EIO); try++ { // which may pass
+			time.Sleep(readPause)
+			rec, err = d.read(id)
+		}
+		if err != nil && !isDamage(err) {
+			return nil, nil, fmt.Errorf("reading record %s: %w", id, err)
+		}
 		if err != nil {
-			damaged = append(damaged, d.setAside(id, err))
+			if err = d.setAside(id, err); errors.Is(err, unix.EIO) && exists(d.file(id)) {
+				return nil, nil, err // it is the disk, not the record
+			}
+			damaged = append(damaged, err)
 			continue
 		}
 		records[id] = rec
@@ -82,6 +99,17 @@ func (d *Dir[T]) Load() (records map[string]T, damaged []error, err error) {
 		}
 	}
 	return records, damaged, nil
+}
+
+// isDamage tells what is wrong with a record from what is wrong with the node: its pod would be taken for nobody's.
+func isDamage(err error) bool {
+	var errno unix.Errno
+	return !errors.As(err, &errno) || errno == unix.EIO
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func (d *Dir[T]) read(id string) (T, error) {
@@ -130,7 +158,9 @@ func (d *Dir[T]) setAside(id string, cause error) error {
 	return errors.Join(err, os.Rename(d.file(id), to))
 }
 
-// Put writes or replaces the record of id: readers see the old or the new one, whole.
+// Put writes or replaces the record of id: readers see the old or the new one,
+// whole. On a full disk the first version may fail, and one that is longer by
+// more than there is room for; see doc.go.
 func (d *Dir[T]) Put(id string, rec T) error {
 	data, err := json.Marshal(envelope[T]{version, id, rec})
 	if err != nil {
@@ -146,35 +176,62 @@ func (d *Dir[T]) Put(id string, rec T) error {
 // That is as atomic as renaming a new file over the old, but that costs 0.6 ms
 // on ext4, which takes it for a sign to write the file to the disk at once, and
 // making and deleting a file each time costs 0.1 ms, as ext4 searches past all
-// inodes that were deleted lately.
+// inodes that were deleted lately. And the shadow is the room of the next version.
 func (d *Dir[T]) put(id string, data []byte) error {
-	shadow := d.shadow(id)
+	shadow, file := d.shadow(id), d.file(id)
 	err := writeOver(shadow, data, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = d.reuse(shadow); err == nil {
-			err = writeOver(shadow, data, unix.O_CREAT)
+		if !exists(file) {
+			return d.first(id, data)
 		}
+		err = d.makeShadow(shadow, data)
 	}
 	if err != nil {
 		return err
 	}
-	err = unix.Renameat2(unix.AT_FDCWD, shadow, unix.AT_FDCWD, d.file(id), unix.RENAME_EXCHANGE)
+	err = unix.Renameat2(unix.AT_FDCWD, shadow, unix.AT_FDCWD, file, unix.RENAME_EXCHANGE)
 	if err == nil {
 		return nil
 	}
-	return os.Rename(shadow, d.file(id)) // the first version, or a file system that cannot exchange
+	return os.Rename(shadow, file) // a file system that cannot exchange
 }
 
-// writeOver replaces the content of a file.
+// first writes the first version of a record, and its shadow. After an error there is neither.
+func (d *Dir[T]) first(id string, data []byte) error {
+	shadow := d.shadow(id)
+	err := d.makeShadow(shadow, data)
+	if err == nil {
+		err = os.Rename(shadow, d.file(id))
+	}
+	if err == nil {
+		err = d.makeShadow(shadow, data)
+	}
+	if err != nil {
+		return errors.Join(err, d.Delete(id))
+	}
+	return nil
+}
+
+// makeShadow makes the shadow of a record, of a spare file if there is one.
+func (d *Dir[T]) makeShadow(shadow string, data []byte) error {
+	if err := d.reuse(shadow); err != nil {
+		return err
+	}
+	return writeOver(shadow, data, unix.O_CREAT)
+}
+
+// writeOver replaces the content of a file, which it fills up with spaces: it
+// never gets smaller, and there is room for the next version to be a little longer.
 func writeOver(path string, data []byte, flags int) error {
 	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0o600)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), path) // without asking whether the poller can watch it, as os.OpenFile does
-	_, err = f.WriteAt(data, 0)
-	if err == nil {
-		err = f.Truncate(int64(len(data))) // not O_TRUNC, after which ext4 flushes too
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil {
+		size := max((len(data)+room+block-1)/block*block, int(st.Size))
+		_, err = f.WriteAt(append(data, bytes.Repeat([]byte{' '}, size-len(data))...), 0)
 	}
 	return errors.Join(err, f.Close())
 }
@@ -206,8 +263,8 @@ func (d *Dir[T]) discard(path string) error {
 	switch err := unix.Rename(path, spare); {
 	case errors.Is(err, unix.ENOENT):
 		return nil
-	case err != nil:
-		return &os.LinkError{Op: "rename", Old: path, New: spare, Err: err}
+	case err != nil: // on a full disk the new name may not fit
+		return os.Remove(path)
 	}
 	// Environments are in records: nothing of one is kept. Not 0, as above.
 	if err := unix.Truncate(spare, 1); err != nil {

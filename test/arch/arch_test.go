@@ -47,8 +47,8 @@ const policy = `
 var pure = []string{"runtimeservice/lifecycle", "runtimeservice/ocispec"}
 
 // tools are packages of test/ that import nothing of ours: any test may use them. hostile makes what readers are fed
-// with, killpoint kills processes.
-var tools = []string{"test/hostile", "test/killpoint"}
+// with, killpoint kills processes, disk makes file systems.
+var tools = []string{"test/disk", "test/hostile", "test/killpoint"}
 
 // banned in pure packages.
 var impure = []string{"os/exec", "net", "net/http", "golang.org/x/sys/unix", "k8s.io/klog/v2"}

@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2/ktesting"
 
 	"github.com/gantry-cri/gantry/imageservice"
+	"github.com/gantry-cri/gantry/test/disk"
 	"github.com/gantry-cri/gantry/test/filetree"
 	"github.com/gantry-cri/gantry/test/harness"
 	"github.com/gantry-cri/gantry/test/images"
@@ -49,16 +50,17 @@ func TestPowerCut(t *testing.T) {
 	}{{"ext4", []string{"", "commit=1"}}, {"xfs", []string{""}}} {
 		t.Run(c.kind, func(t *testing.T) {
 			t.Logf("GANTRY_POWER_SEED=%d GANTRY_POWER_ROUNDS=%d", seed, rounds)
-			d := newDisk(t, c.kind)
+			d := disk.New(t, c.kind, 1<<30)
+			dir := t.TempDir()
 			state := slices.Repeat([]known{absent}, imageCount)
 			for round := range rounds {
 				random := rand.New(rand.NewPCG(seed, round))
-				d.mountWith(t, c.options[round%uint64(len(c.options))])
+				d.Mount(t, dir, c.options[round%uint64(len(c.options))])
 				want.storm(t, d, state, random)
-				d.unmount(t)
-				d.mountWith(t, "")
+				d.Unmount(t)
+				d.Mount(t, dir, "")
 				want.check(t, d, state, random)
-				d.unmount(t)
+				d.Unmount(t)
 				if t.Failed() {
 					t.Fatalf("round %d", round)
 				}
@@ -79,7 +81,7 @@ func number(t *testing.T, env string, otherwise uint64) uint64 {
 }
 
 // storm lets a worker change the store and cuts the power: right after some pull was answered, or anywhere.
-func (w *whole) storm(t *testing.T, d *disk, state []known, random *rand.Rand) {
+func (w *whole) storm(t *testing.T, d *disk.Disk, state []known, random *rand.Rand) {
 	t.Helper()
 	var names []string
 	for i := range imageCount {
@@ -89,14 +91,14 @@ func (w *whole) storm(t *testing.T, d *disk, state []known, random *rand.Rand) {
 	if random.IntN(2) == 0 {
 		pulls, after = -1, time.Duration(random.Int64N(int64(time.Second)))
 	}
-	s := startStorm(t, filepath.Join(d.dir, "images"), filepath.Join(t.TempDir(), "run"), random.Uint64(), state, names, pulls)
+	s := startStorm(t, filepath.Join(d.At(), "images"), filepath.Join(t.TempDir(), "run"), random.Uint64(), state, names, pulls)
 	select {
 	case <-s.enough:
 	case <-s.read: // it has ended, and says why
 	case <-time.After(after):
 	}
 	s.expectFailure()
-	must(t, d.cut())
+	must(t, d.Cut())
 	s.kill()
 	for _, line := range s.failed {
 		t.Errorf("with the power on: %s", line)
@@ -105,9 +107,9 @@ func (w *whole) storm(t *testing.T, d *disk, state []known, random *rand.Rand) {
 }
 
 // check opens the store after a cut.
-func (w *whole) check(t *testing.T, d *disk, state []known, random *rand.Rand) {
+func (w *whole) check(t *testing.T, d *disk.Disk, state []known, random *rand.Rand) {
 	t.Helper()
-	root := filepath.Join(d.dir, "images")
+	root := filepath.Join(d.At(), "images")
 	s := open(t, root)
 	defer func() { must(t, s.Close()) }()
 	if damaged, _ := filepath.Glob(filepath.Join(root, "meta.db.damaged*")); len(damaged) > 0 {
@@ -266,4 +268,11 @@ func (w *whole) mounted(t *testing.T, s *imageservice.Service, i int) filetree.T
 	tree := read(t, dir)
 	delete(tree, ".") // the container's own directory
 	return tree
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -9,9 +9,14 @@
 // After a power cut the file is as it was at some moment since the last flushed record was put, and may end in the
 // middle of a line or in zeros. So flushed records are there, but one that was deleted may be there again.
 //
+// On a full disk records can be deleted: Put has the room of the line that will delete its record set aside too, as blocks
+// behind the end of the file. Where the file system cannot do that (btrfs writes elsewhere) Delete may need space.
+//
 // A line without its end was being written when the daemon was killed, and nobody acted on it: it is dropped. Other
 // lines that cannot be read are dropped with a logged error and the file as it was is kept beside as <path>.damaged.
-// The file is written anew, by rename, at Open, when most of it is garbage, and after a failed write.
+// The file is written anew, by rename, at Open, when most of it is garbage, and after a failed write. When that fails at
+// Open, because the disk is full or read-only, the old file goes on serving; of one that cannot be written all changes fail
+// until it can.
 package journal
 
 import (
@@ -29,6 +34,7 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 )
 
@@ -36,6 +42,7 @@ const (
 	maxFile    = 256 << 20 // what is behind is not read
 	maxLine    = 4 << 20   // no longer one is written
 	minGarbage = 1 << 20   // bytes of lines that no longer count before the file is written anew
+	roomStep   = 64 << 10  // what the file gets of the disk at a time
 )
 
 // Journal is an open journal. It has the file for itself. Its methods may be called concurrently.
@@ -48,6 +55,8 @@ type Journal struct {
 	lines   map[string]line
 	size    int  // of the file
 	live    int  // bytes of lines
+	ends    int  // bytes of the lines that would delete the live ones
+	room    int  // bytes of the file that have their place on the disk, written or not
 	flushed int  // lines that are
 	named   bool // the directory is flushed since the file was made, so a power cut leaves the file its name
 	damaged bool // a write failed: what is at the end is not known
@@ -82,11 +91,12 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 		klog.FromContext(ctx).Error(errors.Join(bad[:min(len(bad), 5)]...), "Dropped damaged records, the file as it was is kept",
 			"records", len(bad), "path", path+".damaged")
 		if err := setAside(path); err != nil {
-			return nil, fmt.Errorf("setting aside a damaged journal: %w", err)
+			klog.FromContext(ctx).Error(err, "A damaged journal could not be kept", "path", path)
 		}
 	}
 	if err := j.rewrite(); err != nil {
-		return nil, err
+		klog.FromContext(ctx).Error(err, "A journal could not be written anew, the old file serves", "path", path)
+		j.reuse()
 	}
 	for key, l := range j.lines { // the text is enough from here on
 		l.Value = nil
@@ -127,6 +137,7 @@ func (j *Journal) read() (bad []error, err error) {
 		if !bytes.HasSuffix(text, []byte("\n")) {
 			break
 		}
+		j.size += len(text)
 		l := line{text: bytes.Clone(text)}
 		if err := json.Unmarshal(text, &l); err != nil {
 			bad = append(bad, fmt.Errorf("line %d: %w", n, err))
@@ -144,14 +155,19 @@ func (j *Journal) keep(l line) {
 	j.drop(l.Key)
 	j.lines[l.Key] = l
 	j.live += len(l.text)
+	j.ends += len(deletion(l.Key))
 	if l.Flushed {
 		j.flushed++
 	}
 }
 
 func (j *Journal) drop(key string) {
-	l := j.lines[key]
+	l, ok := j.lines[key]
+	if !ok {
+		return
+	}
 	j.live -= len(l.text)
+	j.ends -= len(deletion(key))
 	if l.Flushed {
 		j.flushed--
 	}
@@ -175,7 +191,7 @@ func (j *Journal) Put(key string, value any, flush bool) error {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if err := j.append(text, flush); err != nil {
+	if err := j.append(text, len(deletion(key)), flush); err != nil {
 		return err
 	}
 	j.keep(line{Key: key, Flushed: flush, text: text})
@@ -184,30 +200,38 @@ func (j *Journal) Put(key string, value any, flush bool) error {
 
 // Delete deletes the record of a key. An absent one is no error. On error the record is as before.
 func (j *Journal) Delete(key string) error {
-	text, err := json.Marshal(line{Key: key})
-	if err != nil {
-		return fmt.Errorf("journal record %s: %w", key, err)
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if _, ok := j.lines[key]; !ok {
 		return nil
 	}
-	if err := j.append(append(text, '\n'), false); err != nil {
+	if err := j.append(deletion(key), 0, false); err != nil {
 		return err
 	}
 	j.drop(key)
 	return nil
 }
 
-func (j *Journal) append(text []byte, flush bool) error {
+// deletion is the line that deletes a record.
+func deletion(key string) []byte {
+	text, _ := json.Marshal(line{Key: key}) // of a string, which has no error
+	return append(text, '\n')
+}
+
+// append writes a line that will need another one of ends bytes; without any it is such a line itself.
+func (j *Journal) append(text []byte, ends int, flush bool) error {
 	if j.damaged || j.size-j.live > max(minGarbage, 2*j.live) {
-		if err := j.rewrite(); err != nil {
+		if err := j.rewrite(); err != nil && j.damaged {
 			return err
 		}
 	}
-	n, err := j.f.Write(text)
-	j.size += n
+	if need := j.size + len(text) + j.ends + ends; ends > 0 && need > j.room {
+		if err := reserve(j.f, need+roomStep); err != nil {
+			return fmt.Errorf("making room in journal %s: %w", j.path, err)
+		}
+		j.room = need + roomStep
+	}
+	n, err := j.f.WriteAt(text, int64(j.size))
 	if err == nil && flush {
 		err = j.sync()
 	}
@@ -215,7 +239,22 @@ func (j *Journal) append(text []byte, flush bool) error {
 		j.damaged = true
 		return fmt.Errorf("writing journal: %w", err)
 	}
+	j.size += n
 	return nil
+}
+
+// reserve has the file system give the file the blocks of its first n bytes, and leaves its size.
+func reserve(f *os.File, n int) error {
+	for {
+		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, int64(n))
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENODEV): // not a file system that can, or no file on one
+			return nil
+		}
+		return err
+	}
 }
 
 // sync flushes the file, and its name where that is new.
@@ -235,15 +274,30 @@ func (j *Journal) sync() error {
 	return nil
 }
 
+// reuse goes on with the file that Open has read, from the end of its last whole line on. If it cannot be written, or
+// has lines that were set aside and would be so again, the next change writes it anew.
+func (j *Journal) reuse() {
+	j.damaged = true
+	if j.dropped > 0 {
+		return
+	}
+	f, err := os.OpenFile(j.path, os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	j.f, j.damaged = f, false
+}
+
 // rewrite replaces the file by one with the live records.
 func (j *Journal) rewrite() (err error) {
-	f, err := os.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	f, err := os.OpenFile(j.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return fmt.Errorf("writing journal anew: %w", err)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("writing journal anew: %w", err), f.Close())
+			_ = os.Remove(j.path + ".new") // the room it has is needed
 		}
 	}()
 	w := bufio.NewWriter(f)
@@ -251,6 +305,10 @@ func (j *Journal) rewrite() (err error) {
 		_, _ = w.Write(j.lines[key].text) // Flush has the error
 	}
 	if err := w.Flush(); err != nil {
+		return err
+	}
+	room := j.live + j.ends + roomStep
+	if err := reserve(f, room); err != nil {
 		return err
 	}
 	if j.flushed > 0 { // else an empty file after a power cut is as good
@@ -264,7 +322,7 @@ func (j *Journal) rewrite() (err error) {
 	if j.f != nil {
 		_ = j.f.Close() // replaced, nothing more is read from it
 	}
-	j.f, j.size, j.damaged, j.named = f, j.live, false, false
+	j.f, j.size, j.room, j.damaged, j.named = f, j.live, room, false, false
 	return nil
 }
 
@@ -272,5 +330,8 @@ func (j *Journal) rewrite() (err error) {
 func (j *Journal) Close() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.f == nil { // it never could be written
+		return nil
+	}
 	return j.f.Close()
 }

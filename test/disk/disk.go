@@ -1,4 +1,4 @@
-package power
+package disk
 
 import (
 	"errors"
@@ -13,38 +13,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// disk is a file system in a file.
-type disk struct {
-	kind  string // ext4, xfs
-	dir   string // where it is mounted
-	loop  *os.File
-	mount bool
+// Disk is a file system in a file.
+type Disk struct {
+	Kind string // ext4, xfs
+
+	loop *os.File
+	at   string // where it is mounted; empty: nowhere
 }
 
-// newDisk makes the file system; mounts and the loop device go with the test.
-func newDisk(t *testing.T, kind string) *disk {
+// New makes a file system of that many bytes, by mkfs with options. Its mount and the loop device go with the test.
+func New(t testing.TB, kind string, size int64, options ...string) *Disk {
 	t.Helper()
 	mkfs := "mkfs." + kind
 	if _, err := exec.LookPath(mkfs); err != nil {
 		missing(t, "%v (hack/install-deps.sh installs it)", err)
 	}
-	base := t.TempDir()
-	image := filepath.Join(base, "disk")
+	image := filepath.Join(t.TempDir(), "disk")
 	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 1<<30))
-	if out, err := exec.CommandContext(t.Context(), mkfs, "-q", image).CombinedOutput(); err != nil {
+	must(t, os.Truncate(image, size))
+	if out, err := exec.CommandContext(t.Context(), mkfs, append(options, "-q", image)...).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", mkfs, err, out)
 	}
-	d := &disk{kind: kind, dir: filepath.Join(base, "mounted"), loop: attach(t, image)}
+	d := &Disk{Kind: kind, loop: attach(t, image)}
 	t.Cleanup(func() {
-		d.unmount(t)
+		d.Unmount(t)
 		must(t, d.loop.Close()) // the kernel detaches the file with the last descriptor
 	})
-	must(t, os.Mkdir(d.dir, 0o700))
 	return d
 }
 
-func missing(t *testing.T, format string, args ...any) {
+func missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf(format, args...)
@@ -53,7 +51,7 @@ func missing(t *testing.T, format string, args ...any) {
 }
 
 // attach makes a block device of the file.
-func attach(t *testing.T, image string) *os.File {
+func attach(t testing.TB, image string) *os.File {
 	t.Helper()
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if devices, _ := os.ReadFile("/proc/devices"); err != nil && !strings.Contains(string(devices), " loop\n") {
@@ -89,36 +87,41 @@ func attach(t *testing.T, image string) *os.File {
 	return nil
 }
 
-// mountWith mounts it, which replays the journal.
-func (d *disk) mountWith(t *testing.T, options string) {
+// Mount mounts it at a directory, which replays the journal.
+func (d *Disk) Mount(t testing.TB, dir, options string) {
 	t.Helper()
-	err := unix.Mount(d.loop.Name(), d.dir, d.kind, 0, options)
+	err := unix.Mount(d.loop.Name(), dir, d.Kind, 0, options)
 	if errors.Is(err, unix.ENODEV) {
-		t.Skipf("the kernel does not have %s", d.kind)
+		t.Skipf("the kernel does not have %s", d.Kind)
 	}
 	if err != nil {
-		t.Fatalf("mounting %s (%s): %v", d.kind, options, err)
+		t.Fatalf("mounting %s (%s): %v", d.Kind, options, err)
 	}
-	d.mount = true
+	d.at = dir
 }
 
-func (d *disk) unmount(t *testing.T) {
+// At is where it is mounted.
+func (d *Disk) At() string { return d.at }
+
+// Unmount undoes Mount, if it was done.
+func (d *Disk) Unmount(t testing.TB) {
 	t.Helper()
-	if d.mount {
-		err := unix.Unmount(d.dir, 0)
-		for i := 0; i < 1000 && errors.Is(err, unix.EBUSY); i++ { // somebody else looks at it
-			time.Sleep(10 * time.Millisecond)
-			err = unix.Unmount(d.dir, 0)
-		}
-		must(t, err)
-		d.mount = false
+	if d.at == "" {
+		return
 	}
+	err := unix.Unmount(d.at, 0)
+	for i := 0; i < 1000 && errors.Is(err, unix.EBUSY); i++ { // somebody else looks at it
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Unmount(d.at, 0)
+	}
+	must(t, err)
+	d.at = ""
 }
 
-// cut ends the file system at once: from now on nothing reaches the disk, neither dirty pages nor the journal.
-func (d *disk) cut() error {
+// Cut ends the file system at once: from now on nothing reaches the disk, neither dirty pages nor the journal.
+func (d *Disk) Cut() error {
 	const shutdown, noLogFlush = 0x8004587d, 2 // FS_IOC_SHUTDOWN of ext4, XFS_IOC_GOINGDOWN of xfs
-	f, err := os.Open(d.dir)
+	f, err := os.Open(d.at)
 	if err != nil {
 		return err
 	}
@@ -129,7 +132,7 @@ func (d *disk) cut() error {
 	return nil
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
