@@ -35,7 +35,7 @@ func (s *Service) recover() error {
 	for _, err := range state.Bad {
 		s.log.Error(err, "Damaged image record dropped")
 	}
-	var repair meta.Change
+	repair := state.Drop
 	for key, l := range state.Layers {
 		if key != filepath.Base(key) || !isDir(s.path(layersDir, key, "fs")) {
 			s.log.Error(nil, "Layer without its directory dropped", "layer", key)
@@ -46,18 +46,16 @@ func (s *Service) recover() error {
 		stored.refs, stored.recorded = 0, true
 	}
 	if err := s.meta.Update(repair); err != nil {
-		return err
+		s.log.Error(err, "Damaged image records are still there")
 	}
-	if err := s.recoverImages(state); err != nil {
-		return err
-	}
+	s.recoverImages(state)
 	if err := s.recoverContainers(); err != nil {
 		return err
 	}
 	return s.sweep()
 }
 
-func (s *Service) recoverImages(state meta.State) error {
+func (s *Service) recoverImages(state meta.State) {
 	for id, record := range state.Images {
 		img, err := s.load(record, state.Configs[id])
 		if err == nil {
@@ -76,14 +74,13 @@ func (s *Service) recoverImages(state meta.State) error {
 			}
 		}
 		if err := s.meta.Update(change); err != nil {
-			return err
+			s.log.Error(err, "Record of an incomplete image is still there", "imageID", id)
 		}
 	}
 	s.names = state.Names
 	for _, img := range s.images {
 		s.put(img)
 	}
-	return nil
 }
 
 func (s *Service) load(record meta.Image, raw []byte) (*image, error) {

@@ -2,16 +2,12 @@ package meta
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"runtime/debug"
-	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
-	berrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 // version is written into each record; others are not understood.
@@ -45,8 +41,9 @@ type State struct {
 	Names   map[string]string // name → image id
 	Layers  map[string]Layer
 	Configs map[string][]byte // image id → config
-	// Bad are records that could not be read; they are no longer there.
-	Bad []error
+	// Bad are records that could not be read, and Drop is the change without which they would be read again.
+	Bad  []error
+	Drop Change
 }
 
 // Change is one transaction.
@@ -58,97 +55,33 @@ type Change struct {
 	DropImage  *Image                   // with its content
 	PutNames   map[string]string
 	DropNames  []string
+	bad        [][2]string // bucket, key
 }
 
-// Store is the open file.
-type Store struct{ db *bolt.DB }
-
-var buckets = [][]byte{[]byte("images"), []byte("names"), []byte("layers"), []byte("content")}
-
-// Open reads the file, or begins a new one. damaged is why an old file was
-// set aside.
-func Open(path string) (s *Store, state State, damaged error, err error) {
-	s, state, err = open(path)
-	if err == nil || errors.Is(err, errdefs.ErrFailedPrecondition) {
-		return s, state, nil, err
-	}
-	aside := fmt.Sprintf("%s.damaged-%s", path, time.Now().UTC().Format("20060102T150405.000000000"))
-	if rerr := os.Rename(path, aside); rerr != nil {
-		return nil, State{}, nil, errors.Join(err, rerr)
-	}
-	damaged = fmt.Errorf("%w; moved to %s", err, aside)
-	s, state, err = open(path)
-	return s, state, damaged, err
+func (c Change) isEmpty() bool {
+	return !c.adds() && len(c.DropLayers)+len(c.DropNames)+len(c.bad) == 0 && c.DropImage == nil
 }
 
-func open(path string) (_ *Store, state State, err error) {
-	// bbolt trusts its pages: a damaged one makes it panic, or read where
-	// nothing is mapped.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	var db *bolt.DB
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("reading %s: %v", path, p)
-		}
-		if err != nil && db != nil {
-			_ = db.Close()
-		}
-	}()
-	db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: 3 * time.Second, FreelistType: bolt.FreelistMapType})
-	if errors.Is(err, berrors.ErrTimeout) {
-		return nil, State{}, fmt.Errorf("%s is in use by another process: %w", path, errdefs.ErrFailedPrecondition)
-	}
-	if err != nil {
-		return nil, State{}, fmt.Errorf("opening %s: %w", path, err)
-	}
-	if err := complete(db, path); err != nil {
-		return nil, State{}, err
-	}
-	err = db.Update(func(tx *bolt.Tx) error {
-		for _, name := range buckets {
-			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
-				return err
-			}
-		}
-		state, err = load(tx)
-		return err
-	})
-	if err != nil {
-		return nil, State{}, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return &Store{db}, state, nil
+func (c Change) adds() bool {
+	return len(c.PutLayers)+len(c.Content)+len(c.PutNames) > 0 || c.PutImage != nil
 }
 
-// complete finds a file that was cut short before a page beyond its end is
-// touched.
-func complete(db *bolt.DB, path string) error {
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	return db.View(func(tx *bolt.Tx) error {
-		if info.Size() < tx.Size() {
-			return fmt.Errorf("%s has %d of its %d bytes", path, info.Size(), tx.Size())
-		}
-		return nil
-	})
-}
-
-// load reads all records and deletes those that cannot be read.
+// load reads all records.
 func load(tx *bolt.Tx) (State, error) {
 	s := State{
 		Images: make(map[string]Image), Names: make(map[string]string),
 		Layers: make(map[string]Layer), Configs: make(map[string][]byte),
 	}
-	bad := func(bucket string, key []byte, err error) {
-		s.Bad = append(s.Bad, fmt.Errorf("%s record %q: %w", bucket, key, err))
+	for _, name := range buckets {
+		if tx.Bucket(name) == nil { // on a read-only disk they are not made
+			return s, fmt.Errorf("it has no records of %s", name)
+		}
 	}
-	var drop [][2][]byte
 	each := func(bucket string, read func(k, v []byte) error) {
 		_ = tx.Bucket([]byte(bucket)).ForEach(func(k, v []byte) error {
 			if err := read(k, v); err != nil {
-				bad(bucket, k, err)
-				drop = append(drop, [2][]byte{[]byte(bucket), append([]byte(nil), k...)})
+				s.Bad = append(s.Bad, fmt.Errorf("%s record %q: %w", bucket, k, err))
+				s.Drop.bad = append(s.Drop.bad, [2]string{bucket, string(k)})
 			}
 			return nil
 		})
@@ -185,11 +118,6 @@ func load(tx *bolt.Tx) (State, error) {
 		s.Names[string(k)] = string(v)
 		return nil
 	})
-	for _, d := range drop {
-		if err := tx.Bucket(d[0]).Delete(d[1]); err != nil {
-			return s, err
-		}
-	}
 	return s, nil
 }
 
@@ -205,13 +133,26 @@ func decode(v []byte, into any, ver *int) error {
 
 // Update makes one change, whole or not at all. It is durable afterwards.
 func (s *Store) Update(c Change) (err error) {
+	if c.isEmpty() {
+		return nil
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s is damaged: %v", s.db.Path(), p)
+			err = fmt.Errorf("%s is damaged: %v", s.path, p)
 		}
 	}()
+	if err := s.toWrite(); err != nil {
+		return err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	err = s.db.Update(func(tx *bolt.Tx) error {
+		if c.adds() {
+			if err := s.reserve(tx.Size(), c.Content); err != nil {
+				return err
+			}
+		}
 		w := writer{tx: tx}
 		for _, l := range c.PutLayers {
 			l.Version = version
@@ -238,10 +179,29 @@ func (s *Store) Update(c Change) (err error) {
 		for _, name := range c.DropNames {
 			w.drop("names", name)
 		}
+		for _, b := range c.bad {
+			w.drop(b[0], b[1])
+		}
 		return w.err
 	})
 	if err != nil {
-		return fmt.Errorf("writing %s: %w", s.db.Path(), err)
+		return fmt.Errorf("writing %s: %w", s.path, err)
+	}
+	return nil
+}
+
+// reserve has the file system give the file the blocks of what it uses, of
+// content twice, since pages are not full, and of room; its size stays bbolt's.
+func (s *Store) reserve(used int64, content map[digest.Digest][]byte) error {
+	for _, body := range content {
+		used += 2 * int64(len(body))
+	}
+	err := unix.EINTR
+	for err == unix.EINTR {
+		err, _ = unix.Fallocate(int(s.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, used+room).(unix.Errno)
+	}
+	if err != 0 && err != unix.EOPNOTSUPP { // not a file system that can
+		return fmt.Errorf("making room: %w", err)
 	}
 	return nil
 }
@@ -251,18 +211,17 @@ func (s *Store) Content(d digest.Digest) (body []byte, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%s is damaged: %v", s.db.Path(), p)
+			err = fmt.Errorf("%s is damaged: %v", s.path, p)
 		}
 	}()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	err = s.db.View(func(tx *bolt.Tx) error {
 		body = append([]byte(nil), tx.Bucket([]byte("content")).Get([]byte(d.String()))...)
 		return nil
 	})
 	return body, err
 }
-
-// Close closes the file.
-func (s *Store) Close() error { return s.db.Close() }
 
 // writer stops at the first error.
 type writer struct {
