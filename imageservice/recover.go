@@ -204,27 +204,23 @@ func unescape(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// sweep moves what no record knows to the trash.
+// sweep moves what no record knows to the trash. What does not go there, on a
+// read-only disk say, is in nobody's way until the next Open.
 func (s *Service) sweep() error {
 	tmp, err := os.ReadDir(s.path(tmpDir))
 	if err != nil {
 		return err
 	}
 	for _, e := range tmp {
-		if err := s.discard(s.path(tmpDir, e.Name())); err != nil {
-			return err
-		}
+		s.discardLogged(s.path(tmpDir, e.Name()))
 	}
 	layers, err := os.ReadDir(s.path(layersDir))
 	if err != nil {
 		return err
 	}
 	for _, e := range layers {
-		if s.layers[e.Name()] != nil {
-			continue
-		}
-		if err := s.discard(s.path(layersDir, e.Name())); err != nil {
-			return err
+		if s.layers[e.Name()] == nil {
+			s.discardLogged(s.path(layersDir, e.Name()))
 		}
 	}
 	for _, l := range s.layers {

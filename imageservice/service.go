@@ -172,7 +172,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making image directory: %w", err)
 		}
-		if err := os.Chmod(dir, mode); err != nil { // layers have setuid files
+		if err := restrict(dir, mode); err != nil { // layers have setuid files
 			return nil, err
 		}
 	}
@@ -264,6 +264,14 @@ func (s *Service) Mountpoint() string { return s.cfg.Root }
 
 func (s *Service) path(parts ...string) string {
 	return filepath.Join(append([]string{s.cfg.Root}, parts...)...)
+}
+
+// restrict is chmod, which a read-only disk refuses even if it changes nothing.
+func restrict(dir string, mode os.FileMode) error {
+	if info, err := os.Stat(dir); err == nil && info.Mode().Perm() == mode {
+		return nil
+	}
+	return os.Chmod(dir, mode)
 }
 
 // unique names something that is in tmp or trash for a while.

@@ -166,7 +166,8 @@ func lockRoot(root, run string) (unlock func(), err error) {
 			return nil, fmt.Errorf("making %s: %w", dir, err)
 		}
 		// Root file systems with setuid programs lie below (CVE-2021-41103).
-		if err := os.Chmod(dir, 0o700); err != nil {
+		// A disk that has become read-only must not keep a daemon from taking over what runs.
+		if err := os.Chmod(dir, 0o700); err != nil && !(errors.Is(err, unix.EROFS) && isClosed(dir)) {
 			return nil, fmt.Errorf("closing %s to others: %w", dir, err)
 		}
 	}
@@ -183,9 +184,18 @@ func lockRoot(root, run string) (unlock func(), err error) {
 	return func() { _, _ = ofRun.Close(), ofRoot.Close() }, nil
 }
 
+func isClosed(dir string) bool {
+	info, err := os.Stat(dir)
+	return err == nil && info.Mode().Perm() == 0o700
+}
+
 // lockDir locks one directory; the lock ends with the descriptor.
 func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}

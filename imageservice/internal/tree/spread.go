@@ -27,7 +27,7 @@ func Spread(path string) error {
 		return nil
 	}
 	// Some other file systems refuse a flag that they do not know.
-	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|topDir)); err != nil && err != unix.EOPNOTSUPP && err != unix.ENOTTY && err != unix.EPERM {
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|topDir)); err != nil && err != unix.EOPNOTSUPP && err != unix.ENOTTY && err != unix.EPERM && err != unix.EROFS {
 		return fmt.Errorf("setting flags of %s: %w", path, err)
 	}
 	return nil

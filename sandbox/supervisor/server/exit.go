@@ -68,7 +68,7 @@ func (c *container) deleteEnded() {
 
 // store writes the exit down.
 func (c *container) store(exit supervisor.Exit) {
-	if err := writeFile(c.dir, exitFile, exit); err != nil {
+	if err := writeExit(c.dir, exit); err != nil {
 		c.log.Error("Exit is kept in memory only", "err", err)
 	}
 }

@@ -23,6 +23,8 @@ const (
 	recordFile    = "container.json"
 	exitFile      = "exit.json"
 	maxRecord     = 1 << 20
+
+	exitRoom = 4096 // more than an exit takes, and what a file system gives at least
 )
 
 // record is container.json: written before the runtime is started, PID being
@@ -55,6 +57,32 @@ func writeFile(dir, name string, v any) error {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return nil
+}
+
+// reserveExit makes the file that becomes exit.json: it will fit, be the run directory full by then.
+func reserveExit(dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, exitFile+".new"), make([]byte, exitRoom), 0o600); err != nil {
+		return fmt.Errorf("making room for the exit: %w", err)
+	}
+	return nil
+}
+
+// writeExit makes exit.json of what reserveExit has made, or of a new file.
+func writeExit(dir string, exit supervisor.Exit) error {
+	data, err := json.Marshal(exit)
+	if err != nil {
+		return fmt.Errorf("encoding the exit: %w", err)
+	}
+	path := filepath.Join(dir, exitFile)
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(data, bytes.Repeat([]byte{' '}, max(0, exitRoom-len(data)))...))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
 }
 
 // readFile reads what writeFile wrote.

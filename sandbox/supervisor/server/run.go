@@ -93,8 +93,8 @@ func (c *container) start(ctx context.Context, req supervisor.RunRequest) error 
 	c.rec = record{Version: recordVersion, BootID: c.srv.bootID, Request: req}
 	c.rec.countOOMKills()
 	c.mu.Unlock()
-	if err := writeFile(c.dir, recordFile, c.rec); err != nil {
-		return err
+	if err := errors.Join(writeFile(c.dir, recordFile, c.rec), reserveExit(c.dir)); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
 	if err != nil {
