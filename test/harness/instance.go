@@ -38,6 +38,7 @@ type Config struct {
 	TOML     string           // its configuration file, which the flags go over
 	Subnets  string           // of the default network, with commas between; empty: one of IPv4
 	Tmpfs    bool             // its run folder is on one, as /run is on nodes
+	Prepare  func(dir string) // called before the first start; what it mounts at dir/root and dir/run, Close unmounts
 }
 
 // Instance is a running daemon. Its methods are for one goroutine; the clients are for any.
@@ -129,6 +130,9 @@ func (i *Instance) setUp(cfg Config) error {
 		if err := unix.Mount("tmpfs", run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700"); err != nil {
 			return fmt.Errorf("mounting a tmpfs at %s: %w", run, err)
 		}
+	}
+	if cfg.Prepare != nil {
+		cfg.Prepare(i.Dir)
 	}
 	config := i.ConfigFile()
 	if err := os.WriteFile(config, []byte(cfg.TOML), 0o600); err != nil {
@@ -360,9 +364,11 @@ func (i *Instance) Close() error {
 			errs = append(errs, fmt.Errorf("ending supervisor %d: %w", pid, err))
 		}
 	}
-	// What Config.Tmpfs mounted; else there is nothing mounted.
-	if err := unix.Unmount(filepath.Join(i.Dir, "run"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		errs = append(errs, fmt.Errorf("unmounting the run folder: %w", err))
+	for _, name := range []string{"root", "run"} { // what Config.Tmpfs and Config.Prepare mounted; else there is nothing mounted
+		err := unix.Unmount(filepath.Join(i.Dir, name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmounting the %s folder: %w", name, err))
+		}
 	}
 	if err := os.RemoveAll(i.Dir); err != nil {
 		errs = append(errs, fmt.Errorf("removing the instance's folder: %w", err))
