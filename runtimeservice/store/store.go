@@ -263,6 +263,8 @@ func (d *Dir[T]) discard(path string) error {
 	switch err := unix.Rename(path, spare); {
 	case errors.Is(err, unix.ENOENT):
 		return nil
+	case err != nil && !exists(path): // a read-only disk refuses before it looks
+		return nil
 	case err != nil: // on a full disk the new name may not fit
 		return os.Remove(path)
 	}

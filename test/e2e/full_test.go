@@ -131,6 +131,11 @@ func TestFullDisk(t *testing.T) {
 				}
 				full()
 				quits.remove()
+				if where.folder == "run" {
+					full()
+					_, err := n.Runtime.StartContainer(n.context(), &runtimeapi.StartContainerRequest{ContainerId: created.id})
+					n.wantFull(first, err, "StartContainer", "no space left")
+				}
 				full()
 				created.remove()
 				full()
@@ -159,5 +164,72 @@ func TestFullDisk(t *testing.T) {
 				n.pull(images.Users)
 			})
 		}
+	}
+}
+
+// A daemon that is started on a disk that has become read-only takes over what runs and tells of it; what it cannot
+// write down it refuses; and it does all again when the disk can be written, without another start.
+func TestReadOnlyDisk(t *testing.T) {
+	n, dir := onDisk(t, "root", "ext4")
+	n.pull(images.Users)
+	p := n.runPod("pod")
+	c, other := p.run("c", forever), p.run("other", forever)
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatalf("remounting: %v", err)
+		}
+	}
+	remount(unix.MS_RDONLY)
+	t.Cleanup(func() { remount(0) })
+	if err := n.StartDaemon(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	n.wantShown(1, 2)
+	if n.image(images.Users) == nil {
+		t.Error("images are unknown")
+	}
+	c.exec("true")
+	other.stop(0)
+	if s := other.waitExit(); s.GetExitCode() != 137 {
+		t.Errorf("stopped: %v", s)
+	}
+	for what, call := range map[string]func() error{
+		"RunPodSandbox": func() error {
+			_, err := n.Runtime.RunPodSandbox(n.context(), &runtimeapi.RunPodSandboxRequest{Config: n.podConfig("new")})
+			return err
+		},
+		"CreateContainer": func() error { _, err := p.tryCreate(p.containerConfig("new", forever)); return err },
+		"PullImage": func() error {
+			_, err := n.Image.PullImage(n.context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: images.Web}})
+			return err
+		},
+		"RemoveImage": func() error {
+			_, err := n.Image.RemoveImage(n.context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: images.Users}})
+			return err
+		},
+		"StopPodSandbox": func() error {
+			_, err := n.Runtime.StopPodSandbox(n.context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
+			return err
+		},
+	} {
+		if err := call(); err == nil || !strings.Contains(err.Error(), "read-only file system") {
+			t.Errorf("%s on a read-only disk: %v", what, err)
+		}
+	}
+	n.wantShown(1, 2)
+	remount(0)
+	n.removeImage(images.Users)
+	n.pull(images.Web)
+	other.remove()
+	again := n.runPod("new")
+	if got := again.run("c", forever).exec("echo", "hello"); got != "hello\n" {
+		t.Errorf("with a disk that can be written: %q", got)
+	}
+	if err := n.removePod(p.id); err != nil {
+		t.Error(err)
 	}
 }

@@ -132,6 +132,12 @@ func (r *Runner) Run(ctx context.Context, c Command) error {
 		stderr = text.w
 	}
 	if c.LogFile != "" {
+		// The runtime would refuse to run, and so to delete what fills the disk. It writes to stderr as well.
+		if f, err := os.OpenFile(c.LogFile, os.O_WRONLY|os.O_CREATE, 0o600); errors.Is(err, unix.ENOSPC) {
+			c.LogFile = ""
+		} else if err == nil {
+			f.Close()
+		}
 		defer os.Remove(c.LogFile)
 	}
 	exit, err := r.run(ctx, c, []*os.File{stdin, stdout, stderr})

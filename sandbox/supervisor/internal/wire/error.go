@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // MaxErrorText bounds an error's text, in bytes.
@@ -41,7 +42,12 @@ func NewError(err error) *Error {
 	for _, k := range kinds {
 		if errors.Is(err, k.kind) {
 			e.Kind = k.name
-			break
+			return e
+		}
+	}
+	for _, spent := range []error{unix.ENOSPC, unix.EDQUOT, unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EAGAIN} { // the last: processes
+		if errors.Is(err, spent) {
+			e.Kind = "resourceExhausted"
 		}
 	}
 	return e
