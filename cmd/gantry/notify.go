@@ -81,10 +81,12 @@ func (m manager) tell(ctx context.Context, serving string, answers func(context.
 		return
 	}
 	log := klog.FromContext(ctx)
-	say := func(state string) {
-		if err := m.say(state); err != nil {
+	say := func(state string) (said bool) {
+		err := m.say(state)
+		if err != nil {
 			log.Error(err, "The service manager does not hear the daemon")
 		}
+		return err == nil
 	}
 	patience, pause := answerTimeout, time.Second
 	if m.watchdog > 0 {
@@ -97,8 +99,7 @@ func (m manager) tell(ctx context.Context, serving string, answers func(context.
 		cancel()
 		switch {
 		case err == nil && !ready:
-			ready = true
-			say("READY=1\nWATCHDOG=1\nSTATUS=" + serving)
+			ready = say("READY=1\nWATCHDOG=1\nSTATUS=" + serving)
 		case err == nil:
 			say("WATCHDOG=1\nSTATUS=" + serving)
 		case ctx.Err() == nil:

@@ -139,6 +139,32 @@ func TestTell(t *testing.T) {
 	manager{}.tell(t.Context(), "Serving", func(context.Context) error { panic("nobody wants to know") })
 }
 
+// TestReadyIsHeard: READY=1 is said until it has been sent, or systemd would wait in vain.
+func TestReadyIsHeard(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "notify")
+	ctx, cancel := context.WithCancel(t.Context())
+	asked, listens, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		manager{socket: socket, watchdog: 40 * time.Millisecond}.tell(ctx, "Serving", func(context.Context) error {
+			select {
+			case asked <- struct{}{}:
+			case <-listens:
+			}
+			return nil
+		})
+	}()
+	<-asked
+	<-asked // so the first answer has been told, to nobody
+	_, hear := listening(t, socket)
+	close(listens)
+	if got := hear(); !strings.HasPrefix(got, "READY=1\n") {
+		t.Errorf("first heard: %q", got)
+	}
+	cancel()
+	<-done
+}
+
 // stuck is a runtime of which nobody gets a list, as when a lock is never given back.
 type stuck struct {
 	runtimeapi.UnimplementedRuntimeServiceServer
