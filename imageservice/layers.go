@@ -2,6 +2,7 @@ package imageservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,9 @@ func layerKey(diffID digest.Digest) string { return diffID.Encoded() }
 
 // chainKey names the directory of a layer that is right for one chain only.
 func chainKey(chainID digest.Digest) string { return chainID.Encoded() + ".chain" }
+
+// asideMark stands between a key and a unique word in the name of a layer that made way for another.
+const asideMark = ".aside-"
 
 func (s *Service) discardLogged(dir string) {
 	if err := s.discard(dir); err != nil {
@@ -227,7 +231,14 @@ func (s *Service) store(dir string, m meta.Layer, res *layer.Result) (*storedLay
 		s.discardLogged(dir)
 		return l, nil
 	}
-	if err := os.Rename(dir, s.path(layersDir, m.Key)); err != nil {
+	place := s.path(layersDir, m.Key)
+	err := os.Rename(dir, place)
+	if errors.Is(err, os.ErrExist) { // one without a record, which a container may be made of
+		if err = os.Rename(place, place+asideMark+s.unique()); err == nil {
+			err = os.Rename(dir, place)
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("storing layer: %w", err)
 	}
 	s.mu.Lock()

@@ -19,6 +19,8 @@ import (
 //   - A layer's directory is whole if its record exists: the record is written
 //     after the data. One without a record is of an unfinished pull or removal.
 //   - An image is there if its record, its config and all its layers are.
+//     But one that a container is made of stays as long as that container does:
+//     the records may be lost, and it runs.
 //   - What is in tmp and trash belongs to nobody.
 //   - A container's layers are in the file `layers`, written before all else,
 //     and so are those of each of its volumes. Its mounts are there unless the
@@ -152,6 +154,7 @@ func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
 		s.log.Error(err, "Layers of a container not read", "container", id)
 	}
 	for _, key := range strings.Split(string(list), "\n")[1:] {
+		s.named[key] = true
 		if l := s.layers[key]; l != nil {
 			l.refs++
 			layers = append(layers, l)
@@ -219,7 +222,8 @@ func (s *Service) sweep() error {
 		return err
 	}
 	for _, e := range layers {
-		if s.layers[e.Name()] == nil {
+		key, _, _ := strings.Cut(e.Name(), asideMark)
+		if s.layers[e.Name()] == nil && !s.named[key] {
 			s.discardLogged(s.path(layersDir, e.Name()))
 		}
 	}

@@ -206,6 +206,50 @@ func TestDamagedMetadata(t *testing.T) {
 	}
 }
 
+// Containers keep the layers that they are made of when the records of them are lost, and the image can be pulled again.
+func TestLostMetadataUnderContainers(t *testing.T) {
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1")), gzipLayer(t, file("g", "2"))))
+	pull(t, s, ref)
+	root := mount(t, s, "runs", ref)
+	read := func(when string) {
+		t.Helper()
+		unix.Sync()
+		_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0) // what overlayfs has seen before does not count
+		for name, want := range map[string]string{"f": "1", "g": "2"} {
+			if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != want {
+				t.Errorf("%s: %s is %q, %v", when, name, got, err)
+			}
+		}
+	}
+	again := func() {
+		t.Helper()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s = open(t, cfg)
+	}
+	if err := os.WriteFile(s.path("meta.db"), []byte("spoilt"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	read("without records")
+	pull(t, s, ref)
+	read("pulled again")
+	again()
+	read("opened once more")
+	if err := s.Unmount(t.Context(), "runs"); err != nil {
+		t.Error(err)
+	}
+	again()
+	if left := leftovers(t, s); len(left) != 2 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 func fill(b []byte, c byte) {
 	for i := range b {
 		b[i] = c

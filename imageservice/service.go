@@ -139,6 +139,7 @@ type Service struct {
 	waiting    int                             // bytes of memory of both
 	containers map[string]*container
 	old        map[string][]string // see oldMounts; written by recover alone
+	named      map[string]bool     // keys that containers were found to be made of; the same
 	used       Usage               // of all layers
 	temps      uint64
 }
@@ -200,6 +201,7 @@ func Open(ctx context.Context, cfg Config) (*Service, error) {
 		parked:     make(map[digest.Digest]*fetched),
 		claims:     make(map[digest.Digest]chan struct{}),
 		containers: make(map[string]*container),
+		named:      make(map[string]bool),
 	}
 	s.verifiers = verify.Programs{Dir: cfg.Verify.BinDir, Max: cfg.Verify.MaxPrograms, Timeout: cmp.Or(cfg.Verify.Timeout, 10*time.Second)}
 	s.fetches.Drop = s.dropFetched
