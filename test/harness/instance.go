@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -295,54 +294,6 @@ func (i *Instance) SupervisorPIDs() []int {
 		}
 	}
 	return pids
-}
-
-// Audit lists, as an error, what the instance has beyond what it had when first ready. The bridge and the table
-// with its sets of subnets stay until the daemon ends; the elements of a pod must not.
-func (i *Instance) Audit() error { return i.audit(i.idle, networkOfNode, "with every pod removed") }
-
-var networkOfNode = regexp.MustCompile(`^(link gtest\d+ \(bridge\)|nftables table .*|nftables element \w+ in set (bridges|pods|masq|direct).*)$`)
-
-// audit waits until nothing is beyond base but what allowed matches.
-func (i *Instance) audit(base snapshot, allowed *regexp.Regexp, when string) error {
-	deadline := time.Now().Add(settleTime)
-	for {
-		Reap()
-		now, err := take(i.Dir)
-		if err != nil {
-			return err
-		}
-		for line := range now {
-			if i.isOwnProcess(line) || (allowed != nil && allowed.MatchString(line)) {
-				delete(now, line)
-			}
-		}
-		extra := now.beyond(base)
-		if len(extra) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			shown := extra[:min(len(extra), mostShown)]
-			return fmt.Errorf("%d left behind %s:\n  %s", len(extra), when, strings.Join(shown, "\n  "))
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-// isOwnProcess tells the daemon (which has another pid after a restart) and one supervisor from leftovers, and so
-// those of other instances.
-func (i *Instance) isOwnProcess(line string) bool {
-	if strings.HasPrefix(line, "process ") && strings.Contains(line, "/gantry-test-") && !strings.Contains(line, i.Dir) {
-		return true // of an instance beside this one
-	}
-	if i.cmd == nil {
-		return false
-	}
-	if strings.HasPrefix(line, fmt.Sprintf("process %d ", i.PID())) {
-		return true
-	}
-	pids := i.SupervisorPIDs()
-	return len(pids) == 1 && strings.HasPrefix(line, fmt.Sprintf("process %d ", pids[0]))
 }
 
 // Close ends the daemon and the supervisor, requires that the machine is as before Start, and removes the folder.

@@ -3,6 +3,7 @@ package killpoint
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,7 +47,7 @@ func init() {
 		add(nr, name, descriptor)
 	}
 	for nr, name := range map[uint64]string{unix.SYS_SENDTO: "sendto", unix.SYS_SENDMSG: "sendmsg", unix.SYS_SENDMMSG: "sendmmsg"} {
-		add(nr, name, netlink)
+		add(nr, name, message)
 	}
 	for nr, name := range map[uint64]string{
 		unix.SYS_SETNS: "setns", unix.SYS_UNSHARE: "unshare", unix.SYS_SETHOSTNAME: "sethostname", unix.SYS_PIVOT_ROOT: "pivot_root",
@@ -74,26 +75,37 @@ func openat(name string, t *tracer, _ int, args [6]uint64) string {
 }
 
 // descriptor describes a call by its file, which must have a path or be a pipe, and none of the standard streams: logs.
-func descriptor(name string, t *tracer, _ int, args [6]uint64) string {
+func descriptor(name string, t *tracer, tid int, args [6]uint64) string {
 	file := t.file(args[0])
+	if strings.HasPrefix(file, "socket:") {
+		return message(name, t, tid, args)
+	}
 	if args[0] <= 2 || !strings.HasPrefix(file, "/") && !strings.HasPrefix(file, "pipe:") || strings.HasPrefix(file, "/dev/") {
 		return ""
 	}
 	return name + " " + file
 }
 
-// netlink describes a message to the kernel.
-func netlink(name string, t *tracer, _ int, args [6]uint64) string {
+// message describes one to the kernel (netlink), or to a program that listens at a path. A client that is answered has none.
+func message(name string, t *tracer, _ int, args [6]uint64) string {
 	fd, err := unix.PidfdGetfd(t.pidfd, int(args[0]), 0)
 	if err != nil {
 		return ""
 	}
 	defer unix.Close(fd)
-	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_NETLINK {
-		return ""
+	switch domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); {
+	case err != nil:
+	case domain == unix.AF_NETLINK:
+		protocol, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL) // for a person only
+		return fmt.Sprintf("%s netlink %d", name, protocol)
+	case domain == unix.AF_UNIX:
+		if peer, err := unix.Getpeername(fd); err == nil {
+			if at, ok := peer.(*unix.SockaddrUnix); ok && at.Name != "" {
+				return name + " socket:" + filepath.Base(at.Name)
+			}
+		}
 	}
-	protocol, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL) // for a person only
-	return fmt.Sprintf("%s netlink %d", name, protocol)
+	return ""
 }
 
 // clone changes something when it starts a process: threads are the process's own.

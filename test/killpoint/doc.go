@@ -20,9 +20,10 @@
 // # What counts
 //
 // System calls by which a process changes what outlives it: see calls.go. Writes count when they go to a path (a
-// file, /proc, a cgroup) or a pipe (to a program that it started), messages when they go to the kernel (netlink);
-// answers to clients and what goes to the standard streams do not count. All threads of the process are followed,
-// the programs that it starts are not: they go on when it dies, as they do when it is killed for another reason.
+// file, /proc, a cgroup) or a pipe (to a program that it started), messages when they go to the kernel (netlink) or to a
+// program that listens at a path (the supervisor); answers to clients and what goes to the standard streams do not
+// count. All threads of the process are followed, the programs that it starts are not: they go on when it dies, as
+// they do when it is killed for another reason.
 // Hence to be killed after the N-th change is not quite what it is to be killed before the next: see Report.GoesOn.
 //
 // # How

@@ -52,7 +52,7 @@ func (r Report) GoesOn() bool {
 		return false
 	}
 	last := r.Changes[len(r.Changes)-1]
-	return strings.HasPrefix(last, "clone") || strings.Contains(last, " pipe:")
+	return strings.HasPrefix(last, "clone") || strings.Contains(last, " pipe:") || strings.Contains(last, " socket:")
 }
 
 // Trace is a process being followed. Its methods are for one goroutine.
