@@ -1,10 +1,10 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test test-net test-vm test-kubelet lint critest guards fuzz bench bench-pull bench-net bench-log crictl clean
+.PHONY: help build install demo test test-net test-vm test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log crictl clean
 
 help:     ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build:    ## build bin/gantry and bin/gantry-supervisor
 	@hack/build.sh
@@ -32,6 +32,9 @@ lint:     ## gofmt, go vet, staticcheck
 
 critest:  ## the Kubernetes CRI conformance suite against a real instance (root)
 	@hack/test.sh critest
+
+crash-matrix: ## kill the daemon at every change that it makes in every RPC, start it, compare everything (root)
+	@hack/test.sh crash-matrix
 
 guards:   ## take each security guard out in turn: a test must fail (root)
 	@hack/guards.sh

@@ -2,8 +2,10 @@
 # Runs the tests: all stages, or those named: lint unit e2e critest kubelet vm vm-systemd. As root; installs what is
 # missing.
 #   unit   every package's own tests under the race detector, with those that need root
-#   e2e    a real gantry driven over its CRI socket, with network
+#   e2e    a real gantry driven over its CRI socket, with network and crash
 #   network  that alone: its pods, the node and another host ask each other, over real namespaces
+#   crash    that alone: the daemon killed at some of the changes that it makes in RPCs (docs/reliability.md)
+#   crash-matrix  the same at all of them: half an hour
 #   critest  the Kubernetes conformance suite against a real gantry
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
@@ -15,19 +17,26 @@ cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
-e2e() { go test -count=1 -timeout 10m ./test/e2e ./test/network; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
+e2e() {
+	local failed=0
+	go test -count=1 -timeout 10m ./test/e2e ./test/network || failed=1
+	crash || failed=1
+	return $failed
+}
 network() { go test -count=1 -timeout 10m -v ./test/network; } # a part of e2e
+crash() { go test -count=1 -timeout 10m -v ./test/crash; } # a part of e2e
+crash-matrix() { GANTRY_CRASH_ALL=1 go test -count=1 -timeout 2h -v ./test/crash; }
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
 vm() { hack/test-vm.sh; }
 vm-systemd() { hack/test-vm.sh systemd; }
 
-readonly all=(lint unit e2e critest kubelet vm vm-systemd)
+readonly all=(lint unit e2e critest kubelet vm vm-systemd) more=(network crash crash-matrix)
 stages=("$@")
 ((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do
-	[[ " ${all[*]} network " == *" $stage "* ]] || die "no stage $stage: there are ${all[*]} network"
+	[[ " ${all[*]} ${more[*]} " == *" $stage "* ]] || die "no stage $stage: there are ${all[*]} ${more[*]}"
 done
 
 need_root

@@ -38,7 +38,7 @@ const streamingTokenTimeout = time.Minute
 // CRI until ctx ends, and leaves what runs running.
 func serve(ctx context.Context, cfg config.Config) (err error) {
 	manager := takeManager()
-	unlock, err := lockRoot(cfg.Root, cfg.Run)
+	unlock, err := lockRoot(ctx, cfg.Root, cfg.Run)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func probeHandlers(ctx context.Context, cfg config.Config) []runtimeservice.Hand
 
 // lockRoot makes the two directories, closed to everybody else, and keeps a
 // second daemon from using them.
-func lockRoot(root, run string) (unlock func(), err error) {
+func lockRoot(ctx context.Context, root, run string) (unlock func(), err error) {
 	for _, dir := range []string{root, run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making %s: %w", dir, err)
@@ -172,11 +172,11 @@ func lockRoot(root, run string) (unlock func(), err error) {
 		}
 	}
 	// Both: to a daemon with other records, all that is in a shared run directory would be leftovers to remove.
-	ofRoot, err := lockDir(root)
+	ofRoot, err := lockDir(ctx, root)
 	if err != nil {
 		return nil, err
 	}
-	ofRun, err := lockDir(run)
+	ofRun, err := lockDir(ctx, run)
 	if err != nil {
 		_ = ofRoot.Close()
 		return nil, err
@@ -189,8 +189,12 @@ func isClosed(dir string) bool {
 	return err == nil && info.Mode().Perm() == 0o700
 }
 
+// lockWait is how long a daemon that was killed may take to be gone: a child that it had forked keeps its descriptors
+// until it executes its program, or sees that nobody is left who would set it up.
+const lockWait = 5 * time.Second
+
 // lockDir locks one directory; the lock ends with the descriptor.
-func lockDir(dir string) (*os.File, error) {
+func lockDir(ctx context.Context, dir string) (*os.File, error) {
 	path := filepath.Join(dir, "lock")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if errors.Is(err, unix.EROFS) {
@@ -199,7 +203,13 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking %s: %w", dir, err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	for err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) && ctx.Err() == nil; {
+		time.Sleep(2 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, fmt.Errorf("another gantry uses %s (stop it, or give this one its own --root, --run, --bridge and --subnet): %w: %w", dir, err, errdefs.ErrFailedPrecondition)
 	}

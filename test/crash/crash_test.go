@@ -17,8 +17,8 @@ import (
 	"github.com/gantry-cri/gantry/test/killpoint"
 )
 
-// sampleTime is how long points are drawn for; the count of all and the world around them take a third as long.
-const sampleTime = 30 * time.Second
+// sampleTime is how long a sample takes, with the count of all points, which takes a quarter of it.
+const sampleTime = 45 * time.Second
 
 // The daemon is killed at a change that it makes in an RPC, and started again: see doc.go. By itself the test takes a
 // sample of the points; GANTRY_CRASH_SEED replays it, GANTRY_CRASH_AT runs one point, GANTRY_CRASH_ALL=1 all of them.
@@ -115,7 +115,6 @@ func (m *matrix) all() {
 			}
 			after.again = m.drawAgain()
 			m.run(o, after)
-			m.renew()
 		}
 		m.t.Logf("%s: %d deaths in %.0f s", o.name, m.killed-points, time.Since(opBegan).Seconds())
 	}
@@ -138,11 +137,12 @@ func (m *matrix) renew() {
 }
 
 func (m *matrix) drawAgain() killpoint.Point {
-	return killpoint.Point{N: 1 + m.random.IntN(m.starts), After: m.random.IntN(2) == 0}
+	return killpoint.Point{N: 1 + m.random.IntN(m.starts*5/4), After: m.random.IntN(2) == 0}
 }
 
 // sample counts the points and runs some.
 func (m *matrix) sample() {
+	end := time.Now().Add(sampleTime)
 	all, counts, points := operations(), []int{}, 0
 	for _, o := range all {
 		var report, again killpoint.Report
@@ -153,7 +153,7 @@ func (m *matrix) sample() {
 			m.t.Fatalf("%s, with nobody killed", o.name)
 		}
 	}
-	for end := time.Now().Add(sampleTime); time.Now().Before(end) && !m.t.Failed(); {
+	for first := true; (first || time.Now().Before(end)) && !m.t.Failed(); first = false {
 		i := m.random.IntN(len(all))
 		p := point{operation: all[i].name, first: killpoint.Point{N: 1 + m.random.IntN(counts[i]), After: m.random.IntN(2) == 0}}
 		if m.random.IntN(2) == 0 {
@@ -166,6 +166,7 @@ func (m *matrix) sample() {
 
 // run runs one point as a test of its own.
 func (m *matrix) run(o operation, p point) killpoint.Report {
+	m.renew()
 	var report, again killpoint.Report
 	ok := m.t.Run(p.String(), func(t *testing.T) {
 		outer := m.world.t
