@@ -18,7 +18,7 @@ import (
 )
 
 // sampleTime is how long a sample takes, with the count of all points, which takes a quarter of it.
-const sampleTime = 45 * time.Second
+const sampleTime = 35 * time.Second
 
 // The daemon is killed at a change that it makes in an RPC, and started again: see doc.go. By itself the test takes a
 // sample of the points; GANTRY_CRASH_SEED replays it, GANTRY_CRASH_AT runs one point, GANTRY_CRASH_ALL=1 all of them.

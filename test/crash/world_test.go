@@ -225,10 +225,13 @@ const (
 const script = `trap 'exit 3' TERM; trap 'exit 7' USR1; trap 'echo again' USR2; echo ready; while :; do sleep 1 & wait $!; done`
 
 func (w *world) subject(name string, change ...podChange) *subject {
+	w.t.Helper()
+	logs := filepath.Join(w.LogDir, name)
+	w.must("removing the last subject's logs", os.RemoveAll(logs)) // which says "ready"
 	namespaces := &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}
 	s := &subject{world: w, config: &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{Name: name, Uid: "uid-" + name, Namespace: "crash", Attempt: 1},
-		Hostname: name, LogDirectory: filepath.Join(w.LogDir, name), Labels: map[string]string{"app": name},
+		Hostname: name, LogDirectory: logs, Labels: map[string]string{"app": name},
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/kubepods/pod-" + name,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
 	}}
@@ -343,9 +346,13 @@ func (s *subject) waitLine(c *container, text string) {
 // status is nil when there is no such container.
 func (s *subject) status(c *container) (*runtimeapi.ContainerStatus, int) {
 	s.t.Helper()
-	list, err := s.Runtime.ListContainers(s.context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: c.id}})
-	s.must("listing containers", err)
-	if len(list.GetContainers()) == 0 {
+	list := func() []*runtimeapi.Container {
+		resp, err := s.Runtime.ListContainers(s.context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: c.id}})
+		s.must("listing containers", err)
+		return resp.GetContainers()
+	}
+	before := list()
+	if len(before) == 0 {
 		return nil, 0
 	}
 	resp, err := s.Runtime.ContainerStatus(s.context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
@@ -354,8 +361,9 @@ func (s *subject) status(c *container) (*runtimeapi.ContainerStatus, int) {
 		PID int `json:"pid"`
 	}
 	s.must("reading the container's info", json.Unmarshal([]byte(resp.GetInfo()["info"]), &info))
-	if got := list.GetContainers()[0].GetState(); got != resp.GetStatus().GetState() {
-		s.t.Errorf("the list says %v, the status %v", got, resp.GetStatus().GetState())
+	state := resp.GetStatus().GetState()
+	if after := list(); before[0].GetState() != state && (len(after) == 0 || after[0].GetState() != state) { // it may end in between
+		s.t.Errorf("the list says %v, the status %v, the list %v", before, state, after)
 	}
 	return resp.GetStatus(), info.PID
 }

@@ -100,7 +100,7 @@ func message(name string, t *tracer, _ int, args [6]uint64) string {
 		return fmt.Sprintf("%s netlink %d", name, protocol)
 	case domain == unix.AF_UNIX:
 		if peer, err := unix.Getpeername(fd); err == nil {
-			if at, ok := peer.(*unix.SockaddrUnix); ok && at.Name != "" {
+			if at, ok := peer.(*unix.SockaddrUnix); ok && strings.Trim(at.Name, "@") != "" {
 				return name + " socket:" + filepath.Base(at.Name)
 			}
 		}
