@@ -68,6 +68,7 @@ func openNetwork(ctx context.Context, name, dir string) (*network, error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, "network.json")
+	_ = os.Remove(path + ".new") // of a crash; the next save makes it anew
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
