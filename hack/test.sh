@@ -5,7 +5,7 @@
 #   e2e    a real gantry driven over its CRI socket, with network and crash
 #   network  that alone: its pods, the node and another host ask each other, over real namespaces
 #   crash    that alone: the daemon killed at some of the changes that it makes in RPCs (docs/reliability.md)
-#   crash-matrix  the same at all of them: half an hour
+#   crash-matrix  the same at all of them: 20 minutes
 #   critest  the Kubernetes conformance suite against a real gantry
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
