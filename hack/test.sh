@@ -25,7 +25,7 @@ e2e() {
 	return $failed
 }
 network() { go test -count=1 -timeout 10m -v ./test/network; } # a part of e2e
-crash() { go test -count=1 -timeout 10m -v ./test/crash; } # a part of e2e
+crash() { GANTRY_CRASH_SEED=${GANTRY_CRASH_SEED:-1} go test -count=1 -timeout 10m -v ./test/crash; } # a part of e2e
 crash-matrix() { GANTRY_CRASH_ALL=1 go test -count=1 -timeout 2h -v ./test/crash; }
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
