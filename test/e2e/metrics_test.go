@@ -87,7 +87,9 @@ func TestMetrics(t *testing.T) {
 	n := newNode(t)
 	parent := func(c *runtimeapi.PodSandboxConfig) { c.Linux.CgroupParent = "/gantry-e2e/pod-metrics" }
 	p := n.runPod("pod", parent)
-	c := p.run("worker", "dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; touch /done; "+forever, func(c *runtimeapi.ContainerConfig) {
+	// It works until the kernel has counted a period of its quota.
+	c := p.run("worker", "dd if=/dev/zero of=/big bs=1M count=8 2>/dev/null; "+
+		"until cat /sys/fs/cgroup/cpu.stat /sys/fs/cgroup/cpu/cpu.stat 2>/dev/null | grep -q 'nr_periods [1-9]'; do i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; done; touch /done; "+forever, func(c *runtimeapi.ContainerConfig) {
 		c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 512, CpuQuota: 90000, CpuPeriod: 100000, MemoryLimitInBytes: 128 << 20}
 	})
 	idle := p.create("idle", forever)
