@@ -164,7 +164,7 @@ exit 0
 	n := newNode(t, "--runtime", "slow="+wrapper, "--default-runtime", "slow")
 	p := n.runPod("pod")
 	for _, when := range []string{"before", "after"} {
-		c := p.create(when, "echo begun; "+forever)
+		c := p.create(when, "trap exit TERM; touch /begun; "+forever)
 		if err := os.WriteFile(hang, []byte(when), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -175,6 +175,10 @@ exit 0
 		if s := c.status(); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("%s: the container of the retry is %v", when, s)
 		}
+		n.eventually("it heeds SIGTERM", func() bool {
+			resp, err := c.execSync(10, "ls", "/begun")
+			return err == nil && resp.GetExitCode() == 0
+		})
 		c.stop(10)
 		if s := c.status(); s.GetExitCode() == 137 {
 			t.Errorf("%s: stopped with %v", when, s)
