@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
@@ -62,7 +61,7 @@ func (c *Client) giveBack(ctx context.Context) error {
 	}
 	c.mu.Unlock()
 	for id, f := range terminals {
-		sent, err := duplicate(f) // stream closes what it has sent, and what is held must be until more is
+		sent, err := wire.Duplicate(f) // stream closes what it has sent, and what is held must be until more is
 		if err != nil {
 			return err
 		}
@@ -76,21 +75,6 @@ func (c *Client) giveBack(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-func duplicate(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
-		return nil, cerr
-	}
-	if err != nil {
-		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 func (c *Client) keep(id string, h held) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
 // attach lets a client have what the container writes, and write to it, until
@@ -85,7 +86,7 @@ func (a *attachment) open(req *supervisor.AttachCall, files []*os.File) error {
 	stdin := req.Stdin && c.rec.Request.Stdin && c.input != nil
 	if c.input != nil && (stdin || terminal) {
 		var err error
-		if a.input, err = dup(c.input); err != nil {
+		if a.input, err = wire.Duplicate(c.input); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
 // news tells that something has changed. Its lock is taken last.
@@ -101,7 +102,7 @@ func (c *container) lend(duplicate bool) (*os.File, error) {
 	if !duplicate {
 		return c.input, nil
 	}
-	return dup(c.input)
+	return wire.Duplicate(c.input)
 }
 
 // restore takes back the terminal of a container that was adopted without it.
@@ -127,11 +128,11 @@ func (s *Server) restore(id string, files []*os.File) error {
 
 // takeTerminal goes on with a terminal's master; mu is held.
 func (c *container) takeTerminal(master *os.File) error {
-	input, err := dup(master)
+	input, err := wire.Duplicate(master)
 	if err != nil {
 		return err
 	}
-	src, err := dup(master)
+	src, err := wire.Duplicate(master)
 	if err == nil {
 		err = checkMaster(src)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/oci"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
 const (
@@ -166,7 +167,7 @@ func (c *container) own(pid int) error {
 func (c *container) copyOutput(io *stdio) error {
 	if io.out != nil && c.rec.Request.Terminal {
 		var err error
-		if io.in, err = dup(io.out); err != nil {
+		if io.in, err = wire.Duplicate(io.out); err != nil {
 			io.closeAll()
 			return err
 		}

@@ -251,22 +251,6 @@ func (s *consoleSocket) receive(ctx context.Context) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "terminal"), nil
 }
 
-// dup returns a second descriptor of an open file, under the poller if that is.
-func dup(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
-		return nil, cerr
-	}
-	if err != nil {
-		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
 func (s *consoleSocket) close() {
 	_ = s.l.Close()
 	_ = unix.Unlinkat(int(s.dir.Fd()), s.name, 0)

@@ -205,3 +205,20 @@ func ReceiveFile(conn *net.UnixConn) (*os.File, error) {
 	}
 	return r.files[0], nil
 }
+
+// Duplicate returns a second descriptor of an open file, the caller's to close.
+// It is under the poller if the file is non-blocking.
+func Duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicating %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
