@@ -2,6 +2,8 @@
 # in at most 12 lines: CI shows little more than the end of a log. First what says that a process died, then each failed
 # test with its own messages; without any, the last lines that do not tell of success.
 #
+# A test that passed when it was run again (hack/gotest.sh) is not of them.
+#
 # With -v messages come before the line that says that a test failed, else behind it.
 
 function cut(s) { return length(s) > 240 ? substr(s, 1, 240) "..." : s }
@@ -12,6 +14,8 @@ function note(n, s) {
 	if (notes[n] < 4) notes[n]++
 	text[n, notes[n]] = s
 }
+
+/^(once|FLAKY): / { next }
 
 {
 	line = $0

@@ -29,3 +29,12 @@ find_runc() {
 		fi
 	done
 }
+
+# flaky TESTS OUTPUT: says that each line of TESTS names a test that passed only when run again, and what OUTPUT, a file,
+# holds of its failure.
+flaky() {
+	{
+		sed 's/$/ failed once, passed alone/' <<<"$1"
+		awk -f "$(dirname "${BASH_SOURCE[0]}")/failures.awk" "$2"
+	} | sed 's/^/FLAKY: /'
+}

@@ -11,9 +11,10 @@
 #   -focus REGEXP  only these specs of critest (as critest's -ginkgo.focus)
 #   PACKAGE        folders, such as test/e2e sandbox/supervisor; without any all that are meant for this machine
 #
-# The guest is several times slower than the host, and stands still when the host does. A test that fails there is run
-# once more, alone, when all others have ended. If it passes then, the run passes, and ends with lines "FLAKY: ..." that
-# name the test and what it said when it failed. That is no excuse for the test: it is to be mended.
+# The guest is several times slower than the host, and stands still when the host does. Tests that fail there run once
+# more, each alone, when all others have ended, as on the host (hack/gotest.sh). If they pass then, the run passes, and
+# ends with lines "FLAKY: ..." that name the tests and what they said when they failed. That is no excuse for a test: it
+# is to be mended.
 #
 # The exit status says whether all passed; a kernel panic or a run of more than LIMIT (1500) seconds is a failure. Logs of
 # the guest, of its kernel and of daemons whose test failed are then in bin/vm/INIT/logs.
@@ -126,15 +127,6 @@ boot() {
 	[[ $(<"$tmp/status") == 0 ]]
 }
 
-# flaky says which tests passed only when run again.
-flaky() {
-	local once
-	once=$(sed -n 's/^@@ passed alone: //p' "$tmp/console" | tr -d '\r' | sort)
-	[[ -z $once ]] || {
-		sed 's/$/ failed once, passed alone/' <<<"$once"
-		awk -f hack/failures.awk "$tmp/console"
-	} | sed 's/^/FLAKY: /'
-}
 
 e2e_run='' layers_run='' modules_run='' alone_run='' behind_run=''
 if ((!${#packages[@]})); then
@@ -153,4 +145,5 @@ hack/vm/rootfs.sh "$kernel" "$init" "$tmp/gantry" "$tmp/initrd"
 script >"$tmp/script"
 echo "the guest is made ($SECONDS s): $(du -m "$tmp/initrd" | cut -f 1) MiB"
 boot
-flaky
+once=$(sed -n 's/^@@ passed alone: //p' "$tmp/console" | tr -d '\r' | sort)
+[[ -z $once ]] || flaky "$once" "$tmp/console"

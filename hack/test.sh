@@ -11,21 +11,25 @@
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
 #   vm-systemd  a choice of them with the systemd cgroup driver
 # Every stage runs even if one before it failed. The end says again which tests failed, with their messages and no more
-# (hack/failures.awk), and which were flaky in the virtual machine; the exit code is 1 if a stage failed.
+# (hack/failures.awk); the exit code is 1 if a stage failed.
+#
+# In unit, e2e, vm and vm-systemd one to three failed tests run once more, each alone, when the others have ended. If they
+# pass then, the stage passes, and the end has lines "FLAKY: ..." that name the tests and what they said. That is no
+# excuse for a test: it is to be mended (hack/gotest.sh says what is never run again).
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' | xargs go test -race -timeout 10m; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' | xargs hack/gotest.sh -race -timeout=10m; }
 e2e() {
 	local failed=0
-	go test -count=1 -timeout 10m ./test/e2e ./test/network || failed=1
+	hack/gotest.sh -count=1 -timeout=10m ./test/e2e ./test/network || failed=1
 	crash || failed=1
 	return $failed
 }
-network() { go test -count=1 -timeout 10m -v ./test/network; } # a part of e2e
-crash() { GANTRY_CRASH_SEED=${GANTRY_CRASH_SEED:-1} go test -count=1 -timeout 10m -v ./test/crash; } # a part of e2e
+network() { hack/gotest.sh -count=1 -timeout=10m -v ./test/network; } # a part of e2e
+crash() { GANTRY_CRASH_SEED=${GANTRY_CRASH_SEED:-1} hack/gotest.sh -count=1 -timeout=10m -v ./test/crash; } # a part of e2e
 crash-matrix() { GANTRY_CRASH_ALL=1 go test -count=1 -timeout 2h -v ./test/crash; }
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
@@ -53,9 +57,8 @@ for stage in "${stages[@]}"; do
 	if ! "$stage" 2>&1 | tee "$output"; then
 		result=FAILED failed=1
 		said+=("--- $stage failed" "$(awk -f hack/failures.awk "$output")")
-	elif grep -aq '^FLAKY: ' "$output"; then
-		said+=("--- $stage passed, but" "$(grep -a '^FLAKY: ' "$output")")
 	fi
+	if grep -aq '^FLAKY: ' "$output"; then said+=("--- $stage $result, but not at the first time did" "$(grep -a '^FLAKY: ' "$output")"); fi
 	summary+=("$(printf '%-10s %-7s %4d s' "$stage" "$result" $((SECONDS - start)))")
 done
 ((!${#said[@]})) || printf '%s\n' "${said[@]}"

@@ -130,6 +130,7 @@ modules
 if [[ $init == systemd ]]; then systemd_init; fi
 if [[ $init == selinux ]]; then selinux_policy; fi
 install -D -m 755 -t "$root/vm" hack/vm/guest/{mounts,run}
+install -m 644 hack/again.awk "$root/vm/again.awk"
 install -m 755 hack/vm/guest/init "$root/init"
 ln -s "$([[ $init == systemd ]] && echo /lib/systemd/systemd || echo mounts)" "$root/vm/init"
 cp -a "$project" "$root/gantry"
