@@ -18,10 +18,13 @@ import (
 
 const orphanTimeout = 10 * time.Second // for killed plugins to be gone
 
-// endOrphans ends plugins that run on although the daemon that started them was killed: one in its ADD would take an
+// endOrphans waits for plugins that run on although the daemon that started them was killed: one in its ADD would take an
 // address after the DEL by which this process frees what the pod had. Only pods are looked for whose ADD was cut off,
 // which nobody has been told to be attached: their records are there, the results are not. And one in its GC would take
 // the addresses of pods that it was not told of, those of this process.
+//
+// They get pace.orphan to end by themselves before they are killed: host-local writes a pod's name into the file of an
+// address after it has made that, so no DEL finds an address that was being taken when the plugin was killed.
 func (n *Networks) endOrphans(ctx context.Context) error {
 	cutOff := map[string]bool{}
 	for id, a := range n.records.all() {
@@ -44,7 +47,8 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 		}
 		return false
 	}
-	deadline := time.Now().Add(orphanTimeout)
+	patience := time.Now().Add(n.pace.orphan)
+	deadline := patience.Add(orphanTimeout)
 	told := map[int]bool{}
 	for {
 		left, err := orphans(harmful)
@@ -59,6 +63,9 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("%d plugins of an earlier process do not end", len(left))
+		}
+		if time.Now().Before(patience) {
+			left = nil
 		}
 		for _, o := range left {
 			if !told[o.pid] {

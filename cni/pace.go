@@ -13,6 +13,7 @@ type pace struct {
 	del                   time.Duration // for a DEL in the background
 	collect               time.Duration // for a GC; new pods of its network wait for it
 	settle                time.Duration // for all DELs of the daemon's start together
+	orphan                time.Duration // for plugins that a killed daemon has left to end by themselves
 }
 
 func (p pace) orDefault() pace {
@@ -23,7 +24,7 @@ func (p pace) orDefault() pace {
 		{&p.askReady, 30 * time.Second}, {&p.askNotReady, 5 * time.Second}, {&p.answer, 10 * time.Second},
 		{&p.look, 30 * time.Second}, {&p.writing, 5 * time.Second},
 		{&p.retry, time.Second}, {&p.retryMost, 5 * time.Minute}, {&p.del, 30 * time.Second},
-		{&p.collect, 30 * time.Second}, {&p.settle, 30 * time.Second},
+		{&p.collect, 30 * time.Second}, {&p.settle, 30 * time.Second}, {&p.orphan, 5 * time.Second},
 	} {
 		if *d.set == 0 {
 			*d.set = d.otherwise

@@ -3,8 +3,8 @@
 //	"log":  file that gets a line "COMMAND containerID netns args stdin" per call
 //	"do":   {"ADD": behaviour, "DEL <containerID>": behaviour}; absent = ok
 //	"switch": file with another "do" that counts before it, if it is there
-//	"leases": directory where an ADD makes a file for the pod, which must not be there, and DEL removes it; the first
-//	        ADD there takes its time before
+//	"leases": directory where an ADD takes a lease for the pod, which must not have one, and DEL removes it; between
+//	        taking it and writing down whose it is the first ADD there takes its time
 //
 // Behaviours: ok (prevResult, else "result" of the configuration), error (error object, exit 1), exit (exit 1 with
 // words on stderr), hang, hangchild (a child of its own group hangs with it), garbage, endless, noips, leak (ends well,
@@ -84,10 +84,19 @@ func lease(command, path string) {
 	var err error
 	switch command {
 	case "ADD":
-		if os.Mkdir(filepath.Join(filepath.Dir(path), "lock"), 0o700) == nil {
+		dir := filepath.Dir(path)
+		nobodys := fmt.Sprintf("%s/nobodys.%d", dir, os.Getpid())
+		if err = os.Mkdir(nobodys, 0o700); err != nil {
+			break
+		}
+		if os.Mkdir(filepath.Join(dir, "lock"), 0o700) == nil {
 			time.Sleep(200 * time.Millisecond)
 		}
-		err = os.Mkdir(path, 0o700)
+		if _, err = os.Lstat(path); err == nil {
+			err = os.ErrExist
+			break
+		}
+		err = os.Rename(nobodys, path)
 	case "DEL":
 		if err = os.Remove(path); os.IsNotExist(err) {
 			err = nil
