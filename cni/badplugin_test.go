@@ -284,8 +284,13 @@ func TestPluginInAnotherSession(t *testing.T) {
 		return
 	}
 	n := scripted(t, "setsid sleep 1000 & sleep 1000")
-	ctx, cancel := context.WithTimeout(n.ctx, time.Second)
-	defer cancel()
+	ctx := overdue(t, n.ctx, "it is in its session", func() bool {
+		return slices.ContainsFunc(n.left(), func(pid int) bool {
+			program, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			session, err := unix.Getsid(pid)
+			return err == nil && session == pid && string(program) == "sleep\n"
+		})
+	})
 	if _, err := n.Attach(ctx, n.pod()); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "CNI plugin script ADD was killed") {
 		t.Errorf("%v, want that it was killed at the deadline", err)
 	}

@@ -56,7 +56,7 @@ func listen(tb testing.TB, ns, network, address string) netip.AddrPort {
 					return
 				}
 				_ = c.(*net.TCPConn).SetLinger(0) // see ask
-				_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(time.Minute))
 				_, _ = c.Read(make([]byte, 1))
 				fmt.Fprintln(c, c.RemoteAddr())
 				_, _ = c.Read(make([]byte, 1)) // until the other end is closed
@@ -110,7 +110,7 @@ func ask(tb testing.TB, ns, network string, to netip.AddrPort, wait time.Duratio
 // reaches requires an answer, and that it was asked from the address, if one is given.
 func reaches(tb testing.TB, ns, network string, to netip.AddrPort, as netip.Addr) {
 	tb.Helper()
-	from, err := ask(tb, ns, network, to, 10*time.Second)
+	from, err := ask(tb, ns, network, to, time.Minute)
 	if err != nil {
 		tb.Errorf("%s %s: %v", network, to, err)
 	} else if as.IsValid() && from != as {
@@ -207,11 +207,11 @@ func TestHostPortsIPv6(t *testing.T) {
 	}
 	server := listen(t, out, "tcp", at(host[1], 0).String())
 	reaches(t, client.NetNS, "tcp", server, node[1]) // masqueraded
-	if _, err := ask(t, "", "tcp", at(netip.IPv6Loopback(), 18080), time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := ask(t, "", "tcp", at(netip.IPv6Loopback(), 18080), time.Minute); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("::1: %v, want connection refused at once", err)
 	}
 	bridge := netip.MustParseAddr("fe80::858:aff:fed5:1%eth0")
-	if _, err := ask(t, client.NetNS, "tcp", at(bridge, 18080), time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := ask(t, client.NetNS, "tcp", at(bridge, 18080), time.Minute); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("%s: %v, want connection refused at once", bridge, err)
 	}
 }
@@ -254,7 +254,7 @@ func TestHostPorts(t *testing.T) {
 	server := listen(t, out, "tcp", at(host, 0).String())
 	reaches(t, client.NetNS, "tcp", server, node)
 	n.detach(pod)
-	if _, err := ask(t, "", "tcp", at(local, 18080), time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+	if _, err := ask(t, "", "tcp", at(local, 18080), time.Minute); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("host port of a detached pod: %v, want connection refused", err)
 	}
 }

@@ -54,7 +54,7 @@ func TestHostIPs(t *testing.T) {
 				for _, s := range c.served {
 					served = served || s == addr
 				}
-				_, err := ask(t, from.ns, "tcp", at(addr, uint16(18050+i)), 5*time.Second)
+				_, err := ask(t, from.ns, "tcp", at(addr, uint16(18050+i)), time.Minute)
 				if served && err != nil || !served && !errors.Is(err, unix.ECONNREFUSED) {
 					t.Errorf("port of hostIP %s on %s from %q: %v, served: %t", c.hostIP, addr, from.ns, err, served)
 				}

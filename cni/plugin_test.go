@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -193,9 +192,7 @@ func TestBadPlugins(t *testing.T) {
 			n.uses("outer")
 			ctx := n.ctx
 			if strings.HasPrefix(c.do, "hang") {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, time.Second)
-				defer cancel()
+				ctx = overdue(t, ctx, "the second ADD begins", func() bool { return len(n.commands()) == 2 })
 			}
 			_, err := n.Attach(ctx, n.pod())
 			if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -209,6 +206,35 @@ func TestBadPlugins(t *testing.T) {
 			}
 			noProcess(t)
 		})
+	}
+}
+
+// overdue is a context whose deadline passes when something is so: of one by the clock nobody knows how far a slow
+// machine comes until then.
+func overdue(t *testing.T, parent context.Context, what string, so func() bool) context.Context {
+	passed := make(chan struct{})
+	var waiting sync.WaitGroup
+	waiting.Go(func() {
+		defer close(passed)
+		eventually(t, what, so)
+	})
+	t.Cleanup(waiting.Wait)
+	return overdueContext{parent, passed}
+}
+
+type overdueContext struct {
+	context.Context
+	passed chan struct{}
+}
+
+func (c overdueContext) Done() <-chan struct{} { return c.passed }
+
+func (c overdueContext) Err() error {
+	select {
+	case <-c.passed:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 

@@ -140,7 +140,7 @@ func (r *reference) leaves(before []string) {
 	r.t.Helper()
 	var now []string
 	same := func() bool { now = r.state(); return slices.Equal(now, before) }
-	for end := time.Now().Add(30 * time.Second); !same() && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !same() && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 	}
 	for _, line := range now {
 		if !slices.Contains(before, line) {

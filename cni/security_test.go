@@ -81,7 +81,7 @@ func testNodeLoopback(t *testing.T) {
 			inNS(t, pod.NetNS, func() error { return sendFrame(bridge.HardwareAddr, at(p.from, 1234), at(p.to, port), p.text) })
 		}
 		buf := make([]byte, 64)
-		_ = server.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = server.SetReadDeadline(time.Now().Add(time.Minute))
 		size, _, err := server.ReadFrom(buf)
 		if err != nil || string(buf[:size]) != "as it should be" {
 			t.Errorf("the node got %q, %v; want what is from and to addresses that are not the loopback's", buf[:size], err)

@@ -80,7 +80,7 @@ func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) 
 	defer l.Close()
 	var c net.Conn
 	start := time.Now()
-	inNS(t, from, func() (err error) { c, err = net.DialTimeout("tcp", l.Addr().String(), 10*time.Second); return err })
+	inNS(t, from, func() (err error) { c, err = net.DialTimeout("tcp", l.Addr().String(), time.Minute); return err })
 	var sending sync.WaitGroup
 	defer sending.Wait()
 	defer reset(c)

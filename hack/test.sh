@@ -19,6 +19,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 source hack/lib.sh
+umask 022 # as the daemon's and the supervisor's
 
 lint() { hack/lint.sh; }
 unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' | xargs hack/gotest.sh -race -timeout=10m; }

@@ -154,7 +154,7 @@ func (w *execWorld) terminal(s Streams, args ...string) (int, error) {
 
 func (w *execWorld) eventually(what string, f func() bool) {
 	w.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			w.Fatalf("waited in vain until %s", what)
 		}
@@ -263,7 +263,7 @@ func TestExecStreamClientGone(t *testing.T) {
 		"stderr": {Stdin: blocked(t), Stdout: io.Discard, Stderr: refuse},
 		"stdin":  {Stdin: io.MultiReader(strings.NewReader("x"), vanish), Stdout: io.Discard},
 	} {
-		ctx, cancel := context.WithTimeout(w.ctx(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(w.ctx(), time.Minute)
 		defer cancel()
 		_, err := w.host.ExecStream(ctx, w.id, w.process(false, "sh", "-c", "echo; echo >&2; sleep 2000 & sleep 2000"), IDMap{}, s)
 		if !errors.Is(err, away) {

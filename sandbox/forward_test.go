@@ -150,7 +150,7 @@ func TestDialPodWaits(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for end := time.Now().Add(30 * time.Second); threadsAbroad(t) > 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); threadsAbroad(t) > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d threads wait for connections in the pod's namespace", threadsAbroad(t))
 		}

@@ -175,7 +175,7 @@ func (c *spdyClient) stream(t testing.TB, header ...string) *spdystream.Stream {
 	}
 	s, err := c.CreateStream(h, nil, false)
 	if err == nil {
-		err = s.WaitTimeout(10 * time.Second)
+		err = s.WaitTimeout(time.Minute)
 	}
 	if err != nil {
 		t.Fatalf("opening stream %v: %v", header, err)

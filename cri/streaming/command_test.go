@@ -205,7 +205,7 @@ func TestResizeGarbage(t *testing.T) {
 	for _, garbage := range []string{"nonsense}", `{"Width":65536,"Height":1}`, `{"Width":"a"}`, strings.Repeat("{", 2*inboxSize)} {
 		s := serve(t, testConfig(), echo(0))
 		ws := dialWS(t, execURL(t, s, all), protocolV5)
-		must(0, ws.SetWriteDeadline(time.Now().Add(20*time.Second)))(t)
+		must(0, ws.SetWriteDeadline(time.Now().Add(time.Minute)))(t)
 		must(0, ws.WriteMessage(websocket.BinaryMessage, append([]byte{4}, garbage...)))(t)
 		must(0, ws.WriteMessage(websocket.BinaryMessage, []byte("\x04{\"Width\":1,\"Height\":1}")))(t)
 		if got := runWS(t, ws, "x"); got.stdout != "x" || exitCode(t, got.fault) != 0 {
@@ -290,7 +290,7 @@ func TestUnwantedStreams(t *testing.T) {
 		t.Helper()
 		s, err := c.CreateStream(map[string][]string{"streamType": {kind}}, nil, false)
 		if err == nil {
-			err = s.WaitTimeout(10 * time.Second)
+			err = s.WaitTimeout(time.Minute)
 		}
 		if err == nil {
 			t.Errorf("a stream of the type %q is accepted", kind)

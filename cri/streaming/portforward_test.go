@@ -133,7 +133,7 @@ func (c *spdyClient) tryStream(header ...string) (*spdystream.Stream, error) {
 	}
 	s, err := c.CreateStream(h, nil, false)
 	if err == nil {
-		err = s.WaitTimeout(10 * time.Second)
+		err = s.WaitTimeout(time.Minute)
 	}
 	return s, err
 }

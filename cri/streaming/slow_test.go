@@ -99,7 +99,7 @@ func TestPingsOfSlowReader(t *testing.T) {
 			c := allStreams(t, s, "c") // whose library reads no more when a stream is full
 			ping := controlFrame(6, 99)
 			return c.conn, func(p []byte) error {
-				must(0, c.conn.SetWriteDeadline(time.Now().Add(20*time.Second)))(t)
+				must(0, c.conn.SetWriteDeadline(time.Now().Add(time.Minute)))(t)
 				if _, err := c.conn.Write(ping); err != nil {
 					return err
 				}
@@ -110,7 +110,7 @@ func TestPingsOfSlowReader(t *testing.T) {
 		"WebSocket": func() (io.Closer, func(p []byte) error) {
 			ws := dialWS(t, execURL(t, s, all), protocolV5)
 			return ws, func(p []byte) error {
-				must(0, ws.SetWriteDeadline(time.Now().Add(20*time.Second)))(t)
+				must(0, ws.SetWriteDeadline(time.Now().Add(time.Minute)))(t)
 				if err := ws.WriteMessage(websocket.PingMessage, []byte("p")); err != nil {
 					return err
 				}

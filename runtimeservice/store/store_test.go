@@ -319,7 +319,7 @@ func TestSpareFilesAreMadeAhead(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for round := range 3 {
-		for deadline := time.Now().Add(30 * time.Second); spares() < minSpare; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); spares() < minSpare; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("round %d: %d spare files, want %d", round, spares(), minSpare)
 			}

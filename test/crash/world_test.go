@@ -157,7 +157,7 @@ func (w *world) layers() []string {
 func (w *world) rest() {
 	w.t.Helper()
 	w.steady.unchanged()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		now := w.entries()
 		if slices.Equal(now, w.store) {
 			break

@@ -24,7 +24,7 @@ func TestBadConfigKey(t *testing.T) {
 	if err := os.WriteFile(config, []byte("# a comment\nno_such_key = true\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	out, err := harness.Gantry(ctx, "serve", "--config", config, "--root", dir+"/root", "--run", dir+"/run", "--socket", dir+"/run/s.sock")
 	if err == nil || ctx.Err() != nil {

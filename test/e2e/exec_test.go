@@ -68,7 +68,7 @@ func TestExecSyncTimeoutKills(t *testing.T) {
 func TestExecSyncDoesNotWaitForBackgroundChildren(t *testing.T) {
 	n := newNode(t)
 	c := n.runPod("pod").run("c", forever)
-	ctx, cancel := context.WithTimeout(n.context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(n.context(), time.Minute)
 	defer cancel()
 	resp, err := n.Runtime.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"sh", "-c", "sleep 1000 & echo done"}})
 	if err != nil || string(resp.GetStdout()) != "done\n" {

@@ -144,7 +144,7 @@ func TestKilledWhileMakingPods(t *testing.T) {
 		config := n.podConfig("pod")
 		config.Metadata.Attempt = uint32(round)
 		done := make(chan struct{})
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		go func() {
 			defer close(done)
 			resp, err := n.Runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})

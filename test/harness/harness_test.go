@@ -101,14 +101,14 @@ func TestOrphansAreSeenAndReaped(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	must(t, cmd.Run())
 	p, ok := find()
-	for deadline := time.Now().Add(10 * time.Second); !ok && time.Now().Before(deadline); p, ok = find() {
+	for deadline := time.Now().Add(time.Minute); !ok && time.Now().Before(deadline); p, ok = find() {
 		time.Sleep(time.Millisecond) // until the orphan has become sleep
 	}
 	if !ok || p.parent != os.Getpid() {
 		t.Fatalf("the orphan is not a child of the tests: %v %v", p, ok)
 	}
 	must(t, unix.Kill(p.pid, unix.SIGKILL))
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		Reap()
 		if _, ok := find(); !ok {
 			return

@@ -184,7 +184,7 @@ func (p *pod) exec(argv ...string) string {
 
 // patience is how long a peer is waited for that is to answer; one that is not is waited for as long as impatience.
 const (
-	patience   = 10 * time.Second
+	patience   = 30 * time.Second
 	impatience = 700 * time.Millisecond
 )
 
@@ -262,7 +262,7 @@ func (n *node) serving(addresses ...netip.AddrPort) {
 // eventually polls until the condition holds; the bound only decides when a broken test gives up.
 func (n *node) eventually(what string, condition func() bool) {
 	n.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			n.t.Fatalf("waited in vain until %s", what)
 		}

@@ -26,7 +26,7 @@ const frameMagic = "\x28\xb5\x2f\xfd"
 
 // decoders are used again, for each of them holds a window, and so many as
 // there are layers would be garbage at a time.
-var decoders sync.Pool
+var decoders = new(sync.Pool)
 
 func unzstd(src io.Reader) (io.Reader, func(), error) {
 	d, _ := decoders.Get().(*zstd.Decoder)

@@ -104,13 +104,13 @@ func pull(t *testing.T, r *Repository) error {
 
 // withKey configures a header for a host on loopback.
 func withKey(t *testing.T, s *server) Client {
-	return Client{HostsDirs: []string{hostsDir(t, "_default", fmt.Sprintf("server = %q\n[header]\nx-key = \"configured\"\n", s.URL))}, ProgressTimeout: 5 * time.Second}
+	return Client{HostsDirs: []string{hostsDir(t, "_default", fmt.Sprintf("server = %q\n[header]\nx-key = \"configured\"\n", s.URL))}, ProgressTimeout: time.Minute}
 }
 
 // remote is a registry that is not on loopback, served by s.
 func remote(t *testing.T, s *server, auth *runtimeapi.AuthConfig) *Repository {
 	dir := hostsDir(t, "registry.example.com", "server = \"http://registry.example.com\"\n")
-	r := repository(t, Client{HostsDirs: []string{dir}, ProgressTimeout: 5 * time.Second}, "registry.example.com", auth)
+	r := repository(t, Client{HostsDirs: []string{dir}, ProgressTimeout: time.Minute}, "registry.example.com", auth)
 	dialTo(r, s.Server)
 	return r
 }

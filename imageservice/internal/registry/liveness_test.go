@@ -32,7 +32,7 @@ func secureRegistry(t *testing.T, ca *authority, front func(w http.ResponseWrite
 func trusting(t *testing.T, ca *authority, s *httptest.Server, auth *runtimeapi.AuthConfig) *Repository {
 	root := hostsDir(t, "registry.example.com", "ca = \"ca.pem\"\n")
 	ca.files(filepath.Join(root, "registry.example.com"))
-	r := repository(t, Client{HostsDirs: []string{root}, ProgressTimeout: 5 * time.Second}, "registry.example.com", auth)
+	r := repository(t, Client{HostsDirs: []string{root}, ProgressTimeout: time.Minute}, "registry.example.com", auth)
 	dialTo(r, s)
 	return r
 }
@@ -88,7 +88,7 @@ func drip(c io.Writer, every time.Duration) {
 
 // bounded ends a test whose guard is gone.
 func bounded(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -168,7 +168,7 @@ var livenessCases = map[string]func(t *testing.T){
 				w.Header().Set("Retry-After", "0")
 				w.WriteHeader(code)
 			})
-			if _, _, err := repository(t, Client{ProgressTimeout: time.Second}, s.host(), nil).Manifest(bounded(t), "v1", nil, 1<<20); err == nil || s.count() != lastAttempts {
+			if _, _, err := repository(t, Client{}, s.host(), nil).Manifest(bounded(t), "v1", nil, 1<<20); err == nil || s.count() != lastAttempts {
 				t.Errorf("%d: %d requests, %v", code, s.count(), err)
 			}
 		}
@@ -217,7 +217,7 @@ var livenessCases = map[string]func(t *testing.T){
 				}
 			}
 		})
-		if _, _, err := plainHost(t, addr, 10*time.Second).Manifest(bounded(t), "v1", nil, 1<<20); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), errStill.Error()) {
+		if _, _, err := plainHost(t, addr, time.Minute).Manifest(bounded(t), "v1", nil, 1<<20); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), errStill.Error()) {
 			t.Errorf("got %v", err)
 		}
 	},

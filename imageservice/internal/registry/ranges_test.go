@@ -117,20 +117,21 @@ func TestRangesFail(t *testing.T) {
 	for name, c := range map[string]struct {
 		serve func(w http.ResponseWriter, r *http.Request, body []byte)
 		is    func(error) bool
+		still time.Duration // until a transfer is given up, where that is to happen
 	}{
-		"other size": {func(w http.ResponseWriter, r *http.Request, body []byte) { serveRange(w, r, body[1:], all) }, errdefs.IsDataLoss},
+		"other size": {func(w http.ResponseWriter, r *http.Request, body []byte) { serveRange(w, r, body[1:], all) }, errdefs.IsDataLoss, 0},
 		"gone in the middle": {func(w http.ResponseWriter, r *http.Request, body []byte) {
 			if from, _ := requested(r, len(body)); from >= 5*partSize {
 				w.WriteHeader(http.StatusForbidden)
 				return
 			}
 			serveRange(w, r, body, all)
-		}, errdefs.IsPermissionDenied},
-		"mute": {func(_ http.ResponseWriter, r *http.Request, _ []byte) { <-r.Context().Done() }, errdefs.IsUnavailable},
+		}, errdefs.IsPermissionDenied, 0},
+		"mute": {func(_ http.ResponseWriter, r *http.Request, _ []byte) { <-r.Context().Done() }, errdefs.IsUnavailable, 300 * time.Millisecond},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := largeServer(t, c.serve)
-			if err := readLarge(t, repository(t, Client{Ranges: 4, ProgressTimeout: 300 * time.Millisecond}, s.host(), nil)); !c.is(err) {
+			if err := readLarge(t, repository(t, Client{Ranges: 4, ProgressTimeout: c.still}, s.host(), nil)); !c.is(err) {
 				t.Errorf("got %v", err)
 			}
 		})

@@ -112,7 +112,7 @@ func repository(t testing.TB, c Client, host string, auth *runtimeapi.AuthConfig
 		t.Fatal(err)
 	}
 	if c.ProgressTimeout == 0 {
-		c.ProgressTimeout = 10 * time.Second
+		c.ProgressTimeout = time.Minute
 	}
 	if c.backoff == 0 {
 		c.backoff = time.Millisecond

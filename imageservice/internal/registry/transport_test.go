@@ -150,7 +150,11 @@ func TestMirrorFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := hostsDir(t, "registry.example.com", fmt.Sprintf("server = %q\n[host.%q]\n", origin.URL, mirror))
-			r := repository(t, Client{HostsDirs: []string{dir}, ProgressTimeout: 300 * time.Millisecond}, "registry.example.com", nil)
+			c := Client{HostsDirs: []string{dir}}
+			if name == "mute" {
+				c.ProgressTimeout = 500 * time.Millisecond
+			}
+			r := repository(t, c, "registry.example.com", nil)
 			_, body, err := r.Manifest(t.Context(), digest.FromBytes(manifestBody).String(), nil, 1<<20)
 			if err != nil || !bytes.Equal(body, manifestBody) {
 				t.Errorf("manifest: %q, %v", body, err)
@@ -243,10 +247,10 @@ func TestSlowButSteady(t *testing.T) {
 		for rest := blobBody; len(rest) > 0; rest = rest[min(len(rest), 50_000):] {
 			_, _ = w.Write(rest[:min(len(rest), 50_000)])
 			w.(http.Flusher).Flush()
-			time.Sleep(60 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
 		}
 	})
-	wantBlob(t, repository(t, Client{ProgressTimeout: 150 * time.Millisecond}, s.host(), nil))
+	wantBlob(t, repository(t, Client{ProgressTimeout: 400 * time.Millisecond}, s.host(), nil))
 }
 
 // A server without ranges that breaks off always is given up.
