@@ -321,6 +321,15 @@ func (s *core) followExits(ctx context.Context) {
 			case <-time.After(time.Second):
 			}
 		}
+	}, func(u sandbox.Upgrade) {
+		switch {
+		case u.Later:
+			log.Info("Supervisor is another build than the installed one, and is replaced later", "reason", u.Err)
+		case u.Err != nil:
+			log.Error(u.Err, "Supervisor is another build than the installed one, and goes on as it is")
+		case u.Replaced:
+			log.Info("Supervisor was replaced in place", "version", u.Version)
+		}
 	})
 }
 

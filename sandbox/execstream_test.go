@@ -43,10 +43,10 @@ func serveSupervisor() {
 	unix.CloseOnExec(*ready)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	if err := server.Serve(ctx, *dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() {
+	if err := server.Serve(ctx, server.Config{Dir: *dir, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Ready: func() {
 		_, _ = f.WriteString("ready\n")
 		_ = f.Close()
-	}); err != nil {
+	}}); err != nil {
 		_, _ = f.WriteString(err.Error())
 		os.Exit(1)
 	}

@@ -76,12 +76,20 @@ func (h *Host) PodInitRoot() string { return h.podInitRoot }
 // Watch calls f for every exit that the supervisor has recorded, then for each
 // new one, until ctx ends. A broken connection is made again after a pause;
 // exits that happened meanwhile come with the replay, so f must take an exit twice.
-func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error)) {
+// Before, it has the supervisor become the program that is installed, which
+// upgraded is told of; when that has to wait it is tried again from time to time.
+func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error), upgraded func(Upgrade)) {
+	u := upgrader{tell: upgraded}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		u.upgrade(ctx, h.sup)
 		began := time.Now()
-		err := h.watch(ctx, f)
+		err := h.watch(ctx, f, u.due)
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errUpgradeDue) {
+			pause = 10 * time.Millisecond
+			continue
 		}
 		if time.Since(began) > 10*time.Second {
 			pause = 10 * time.Millisecond
@@ -169,8 +177,9 @@ func names(dir string) ([]string, error) {
 }
 
 // watch watches over one connection, and meanwhile holds over another what
-// containers would lose with their supervisor. It ends with either.
-func (h *Host) watch(ctx context.Context, f func(Exit)) error {
+// containers would lose with their supervisor. It ends with either, and when an
+// upgrade is due; zero: none is.
+func (h *Host) watch(ctx context.Context, f func(Exit), due time.Time) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var holding sync.WaitGroup
 	defer holding.Wait()
@@ -180,5 +189,8 @@ func (h *Host) watch(ctx context.Context, f func(Exit)) error {
 			cancel(fmt.Errorf("holding what containers would lose with their supervisor: %w", err))
 		}
 	})
+	if !due.IsZero() {
+		defer time.AfterFunc(time.Until(due), func() { cancel(errUpgradeDue) }).Stop()
+	}
 	return h.sup.Watch(ctx, func(e supervisor.Exit) { f(Exit(e)) })
 }

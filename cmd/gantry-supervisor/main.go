@@ -17,17 +17,33 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/supervisor/server"
 )
 
+// version is set by the linker (hack/build.sh).
+var version = "devel"
+
 func main() {
 	dir := flag.String("dir", "", "directory of the socket and the records, absolute, 0700")
 	readyFD := flag.Int("ready-fd", -1, "descriptor to write \"ready\" to, or the error, and to close")
+	handover := flag.Int("handover", 0, "descriptor of what another version of this program left, which this process was before")
+	check := flag.Int("check", 0, "descriptor of such a handover: says whether this version understands it, and does no more")
+	printVersion := flag.Bool("version", false, "print the version")
 	flag.Parse()
-	if err := run(*dir, *readyFD); err != nil {
+	if *printVersion {
+		fmt.Println(version)
+		return
+	}
+	var err error
+	if *check > 0 {
+		err = server.Check(*dir, *check)
+	} else {
+		err = run(*dir, *readyFD, *handover)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "gantry-supervisor:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir string, readyFD int) (err error) {
+func run(dir string, readyFD, handover int) (err error) {
 	say := func(string) {}
 	if readyFD >= 0 {
 		unix.CloseOnExec(readyFD)
@@ -45,6 +61,9 @@ func run(dir string, readyFD int) (err error) {
 	if !filepath.IsAbs(dir) || flag.NArg() > 0 {
 		return fmt.Errorf("usage: gantry-supervisor --dir DIR (an absolute path), got %q and %q", dir, flag.Args())
 	}
+	if handover > 0 { // it was executed by the name of a descriptor, which ps(1) would show
+		_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+	}
 	// A small heap that stays small: most of what is done makes no garbage.
 	debug.SetGCPercent(25)
 	debug.SetMemoryLimit(64 << 20)
@@ -55,5 +74,5 @@ func run(dir string, readyFD int) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	return server.Serve(ctx, dir, log, func() { say("ready\n") })
+	return server.Serve(ctx, server.Config{Dir: dir, Version: version, Log: log, Ready: func() { say("ready\n") }, Handover: handover})
 }

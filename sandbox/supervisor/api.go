@@ -143,6 +143,15 @@ type (
 		HasStdout bool `json:"hasStdout,omitempty"`
 		HasStderr bool `json:"hasStderr,omitempty"`
 	}
+	// UpgradeRequest is the body of "upgrade", with the open program beside it.
+	UpgradeRequest struct {
+		Path string `json:"path"` // where it is installed
+	}
+	// UpgradeAnswer is what "upgrade" answers.
+	UpgradeAnswer struct {
+		Replaced bool   `json:"replaced"` // false: it was that program already
+		Version  string `json:"version"`  // of the program that runs now
+	}
 	// RunAnswer is what "run" answers.
 	RunAnswer struct {
 		PID int `json:"pid"`

@@ -29,7 +29,7 @@ func (w *world) host() *sandbox.Host {
 	w.must(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var watching sync.WaitGroup
-	watching.Go(func() { h.Watch(ctx, func(sandbox.Exit) {}, func(error) {}) })
+	watching.Go(func() { h.Watch(ctx, func(sandbox.Exit) {}, func(error) {}, func(sandbox.Upgrade) {}) })
 	w.Cleanup(func() { cancel(); watching.Wait(); _ = h.Close() })
 	return h
 }

@@ -202,7 +202,8 @@ func lacks(version int, op string, body any) error {
 	what := ""
 	var kind error = errdefs.ErrFailedPrecondition
 	switch {
-	case (op == "attach" || op == "hold" || op == "restore") && version < wire.VersionAttach:
+	case (op == "attach" || op == "hold" || op == "restore") && version < wire.VersionAttach,
+		op == "upgrade" && version < wire.VersionUpgrade:
 		what, kind = op, errdefs.ErrNotImplemented
 	case version >= wire.VersionOptions:
 	case run.StdioUID != 0:

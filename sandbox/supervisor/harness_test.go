@@ -40,16 +40,32 @@ func TestMain(m *testing.M) {
 func serve() {
 	dir := flag.String("dir", "", "")
 	ready := flag.Int("ready-fd", -1, "")
+	handover := flag.Int("handover", 0, "")
+	check := flag.Int("check", 0, "")
 	flag.Parse()
+	v := ownVariant()
+	if *check > 0 {
+		if err := server.Check(*dir, *check); err != nil || v == "refusing" {
+			fmt.Fprintln(os.Stderr, "refused:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if *handover > 0 && v == "crashing at once" {
+		os.Exit(1)
+	}
 	f := os.NewFile(uintptr(*ready), "ready")
 	unix.CloseOnExec(*ready)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 	go countGoroutines(*dir)
-	err := server.Serve(ctx, *dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func() {
+	err := server.Serve(ctx, server.Config{Dir: *dir, Version: v, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Handover: *handover, Ready: func() {
+		if *handover > 0 && v == "crashing late" {
+			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+		}
 		_, _ = f.WriteString("ready\n")
 		_ = f.Close()
-	})
+	}})
 	if err != nil {
 		_, _ = f.WriteString(err.Error())
 		os.Exit(1)
@@ -84,10 +100,12 @@ func (w *world) resources() string {
 type world struct {
 	*testing.T
 	dir     string // on tmpfs where there is one, as /run is
+	binary  string // the supervisor
 	runtime supervisor.Runtime
 	cgroup  string // below each hierarchy
 	mounts  []string
 	client  *supervisor.Client
+	newer   *supervisor.Client // of whom has installed another program last
 	n       int
 
 	mu    sync.Mutex
@@ -135,6 +153,8 @@ func newWorld(t *testing.T) *world {
 	w.cgroup = filepath.Base(w.dir)
 	w.mounts = cgroupMounts(t)
 	w.makeRootfs()
+	w.binary, err = os.Executable()
+	w.must(err)
 	w.connect()
 	t.Cleanup(w.audit)
 	return w
@@ -159,9 +179,7 @@ func (w *world) makeRootfs() {
 }
 
 func (w *world) config() supervisor.Config {
-	self, err := os.Executable()
-	w.must(err)
-	return supervisor.Config{Dir: filepath.Join(w.dir, "supervisor"), Binary: self, LogFile: filepath.Join(w.dir, "supervisor.log")}
+	return supervisor.Config{Dir: filepath.Join(w.dir, "supervisor"), Binary: w.binary, LogFile: filepath.Join(w.dir, "supervisor.log")}
 }
 
 func (w *world) connect() {
@@ -348,7 +366,7 @@ func (w *world) supervisorPID() int {
 	w.Helper()
 	for _, pid := range w.processes() {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if s, parent := stat(pid); bytes.Contains(cmdline, []byte("--ready-fd")) && s != 'Z' && parent == os.Getpid() {
+		if s, parent := stat(pid); bytes.Contains(cmdline, []byte("\x00--dir\x00")) && s != 'Z' && parent == os.Getpid() {
 			return pid
 		}
 	}
@@ -400,6 +418,9 @@ func (w *world) audit() {
 		}
 	}
 	_ = w.client.Close()
+	if w.newer != nil {
+		_ = w.newer.Close()
+	}
 	for _, dir := range []string{"supervisor/containers", "supervisor/quarantine", "runtime"} {
 		w.eventually(dir+" is empty", func() bool { return len(list(filepath.Join(w.dir, dir))) == 0 })
 	}

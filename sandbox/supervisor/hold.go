@@ -22,7 +22,10 @@ type held struct {
 // client. It first gives the supervisor the terminals that its predecessor had.
 // It returns when ctx ends or the connection breaks, and keeps what it has for
 // the next Hold, which is to follow soon. There must be one at a time.
-func (c *Client) Hold(ctx context.Context) error {
+func (c *Client) Hold(ctx context.Context) error { return c.hold(ctx, true) }
+
+// hold is Hold, or takes what there is now and no more.
+func (c *Client) hold(ctx context.Context, on bool) error {
 	if err := c.giveBack(ctx); err != nil {
 		return err
 	}
@@ -37,6 +40,7 @@ func (c *Client) Hold(ctx context.Context) error {
 		case a.ID == "":
 			c.letGo(func(id string) bool { return !told[id] })
 			told = nil
+			return on, nil
 		case len(got) == 0:
 			c.letGo(func(id string) bool { return id == a.ID })
 		default:

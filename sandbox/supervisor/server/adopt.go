@@ -25,10 +25,19 @@ const reapWait = 2 * time.Second
 // an OCI runtime command); its runtime commands may go on, and name a file in
 // the container's directory; container.json was written before anything of
 // the container was made, and, with the process id, before anybody was told of it.
-func (s *Server) adoptAll() error {
-	commands := s.runtimeCommands()
-	left, errs := s.pool.Recover()
-	for _, err := range errs {
+//
+// With a handover the predecessor was this process: its commands have ended,
+// and what it has handed over of a container takes the place of what is found.
+func (s *Server) adoptAll(h *handover) error {
+	var commands map[string][]int
+	if h == nil {
+		commands = s.runtimeCommands()
+	}
+	left, damaged, err := s.pool.Recover()
+	if err != nil {
+		return err
+	}
+	for _, err := range damaged {
 		s.log.Error("Output on its way to a log is lost", "err", err)
 	}
 	entries, err := os.ReadDir(s.containersDir())
@@ -36,7 +45,13 @@ func (s *Server) adoptAll() error {
 		return fmt.Errorf("reading what containers there are: %w", err)
 	}
 	for _, e := range entries {
-		if err := s.adopt(e.Name(), commands[e.Name()], left); err != nil {
+		var err error
+		if held := h.container(e.Name()); held != nil {
+			err = s.inherit(held, left)
+		} else {
+			err = s.adopt(e.Name(), commands[e.Name()], left)
+		}
+		if err != nil {
 			s.log.Error("Container record is set aside", "container", e.Name(), "err", err)
 			if err := s.quarantine(e.Name()); err != nil {
 				s.log.Error("Container record cannot be set aside", "container", e.Name(), "err", err)
@@ -52,21 +67,11 @@ func (s *Server) adoptAll() error {
 
 // adopt takes one container over. An error says that its record is of no use.
 func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.Leftover) error {
-	if err := checkID(id); err != nil {
-		return err
-	}
 	c := s.newContainer(id)
-	switch err := readFile(c.dir, recordFile, &c.rec); {
-	case errors.Is(err, fs.ErrNotExist): // made just before the record, or all but deleted
+	var err error
+	if c.rec, err = s.readRecord(id); errors.Is(err, fs.ErrNotExist) { // made just before the record, or all but deleted
 		return os.RemoveAll(c.dir)
-	case err != nil:
-		return err
-	case c.rec.Version != recordVersion:
-		return fmt.Errorf("version %d of container.json is not %d", c.rec.Version, recordVersion)
-	case c.rec.Request.ID != id:
-		return fmt.Errorf("container.json is of container %q", c.rec.Request.ID)
-	}
-	if err := checkRun(&c.rec.Request); err != nil {
+	} else if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -90,6 +95,23 @@ func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.
 	}
 	c.adoptStarted(left)
 	return nil
+}
+
+// readRecord reads a container's record. Without one, it is fs.ErrNotExist.
+func (s *Server) readRecord(id string) (r record, err error) {
+	if err := checkID(id); err != nil {
+		return r, err
+	}
+	if err := readFile(filepath.Join(s.containersDir(), id), recordFile, &r); err != nil {
+		return r, err
+	}
+	switch {
+	case r.Version != recordVersion:
+		return r, fmt.Errorf("version %d of container.json is not %d", r.Version, recordVersion)
+	case r.Request.ID != id:
+		return r, fmt.Errorf("container.json is of container %q", r.Request.ID)
+	}
+	return r, checkRun(&r.Request)
 }
 
 // inBackground runs f with the container's lock, which nobody else has yet.
@@ -169,12 +191,19 @@ func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) {
 	if req.Terminal {
 		c.log.Warn("Terminal of the container is lost with the supervisor that had it, unless a daemon gives it back")
 	}
+	if err := c.watchOrphan(); err != nil {
+		c.log.Error("End of the container will not be noticed", "err", err)
+	}
+}
+
+// watchOrphan watches a process that is not a child by its pidfd.
+func (c *container) watchOrphan() error {
 	fd, err := unix.FcntlInt(uintptr(c.pidfd), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
-		c.log.Error("End of the container will not be noticed", "err", err)
-		return
+		return fmt.Errorf("watching the container's process: %w", err)
 	}
 	go c.watchAdopted(os.NewFile(uintptr(fd), "pidfd")) // non-blocking, as c.pidfd: under the poller
+	return nil
 }
 
 // openPID opens the pidfd of the container's process, if that is still the one of the record.

@@ -24,6 +24,8 @@ func (s *Server) attach(ctx context.Context, req supervisor.AttachCall, call *ca
 	}
 	a := &attachment{c: c}
 	defer a.close()
+	s.countAttached(1)
+	defer s.countAttached(-1)
 	if err := a.open(&req, call.files); err != nil {
 		return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
 	}
@@ -44,6 +46,12 @@ func (s *Server) attach(ctx context.Context, req supervisor.AttachCall, call *ca
 		return nil, fmt.Errorf("attach to container %s: %w", c.id, err)
 	}
 	return supervisor.AttachAnswer{}, nil
+}
+
+func (s *Server) countAttached(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attached += n
 }
 
 // attachment is one client's session with a container.

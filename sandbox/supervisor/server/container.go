@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -33,8 +34,8 @@ type container struct {
 	dir string
 	log *slog.Logger
 
-	op          chan struct{} // a lock, see doc.go; guards what follows up to mu
-	runtimeGone bool          // the OCI runtime has deleted it
+	op          chan struct{} // a lock, see doc.go
+	runtimeGone atomic.Bool   // the OCI runtime has deleted it; set with op held
 
 	done    chan struct{} // closed when the exit is recorded
 	dying   chan struct{} // closed when it is to be deleted: execs end
@@ -206,9 +207,13 @@ func (s *Server) watch(ctx context.Context, c *call) error {
 				return err
 			}
 		}
+		s.gate.Leave()
 		select {
 		case <-news:
 		case <-ctx.Done():
+		}
+		s.gate.Join()
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,23 +38,15 @@ func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) 
 		return nil, err
 	}
 	defer c.execs.Done()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case <-c.dying:
-			cancel(errDeleted)
-		case <-ctx.Done():
-		}
-	}()
-
-	e := &execution{c: c, pidFile: base + ".pid"}
-	specFile := base + ".json"
-	defer os.Remove(specFile)
+	ctx, cancel := c.untilDeleted(ctx)
+	defer cancel()
+	e := &execution{c: c, call: call, base: base, done: make(chan struct{})}
+	defer e.removeFiles()
+	specFile, pidFile := e.files()
 	if err := os.WriteFile(specFile, req.Process, 0o600); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	e.cmd = c.command("exec", "--detach", "--process", specFile, "--pid-file", e.pidFile)
+	e.cmd = c.command("exec", "--detach", "--process", specFile, "--pid-file", pidFile)
 	e.cmd.Grace = execGrace
 	if req.Terminal {
 		console, err := listenConsole(c.dir)
@@ -92,12 +85,44 @@ func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) 
 	return supervisor.ExecAnswer{ExitCode: code}, nil
 }
 
+// untilDeleted is a context that ends with the container's deletion too.
+func (c *container) untilDeleted(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-c.dying:
+			cancel(errDeleted)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
 // execution is one exec'd process.
 type execution struct {
 	c       *container
+	call    *call
 	cmd     oci.Command
-	pidFile string
+	base    string       // the beginning of its files' names
 	started func() error // called once the process runs
+
+	pid  int
+	exit atomic.Pointer[reaper.Exit]
+	done chan struct{} // closed when exit is set
+}
+
+// ended is called by the reaper.
+func (e *execution) ended(x reaper.Exit) {
+	e.exit.Store(&x)
+	close(e.done)
+}
+
+func (e *execution) files() (spec, pid string) { return e.base + ".json", e.base + ".pid" }
+
+func (e *execution) removeFiles() {
+	spec, pid := e.files()
+	_ = os.Remove(spec)
+	_ = os.Remove(pid)
 }
 
 func (e *execution) run(ctx context.Context) (code int, err error) {
@@ -105,7 +130,6 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 	e.cmd.Args = append(e.cmd.Args, c.id)
 	release := c.srv.reaper.Hold() // the process may end before its pid file is read
 	defer func() { release() }()
-	defer os.Remove(e.pidFile)
 	if err := c.srv.runner.Run(ctx, e.cmd); err != nil {
 		e.killLeft()
 		if c.ending() {
@@ -113,28 +137,44 @@ func (e *execution) run(ctx context.Context) (code int, err error) {
 		}
 		return 0, err
 	}
-	pid, err := readPIDFile(e.pidFile)
-	if err != nil {
+	_, pidFile := e.files()
+	if e.pid, err = readPIDFile(pidFile); err != nil {
 		return 0, err
 	}
-	done := make(chan reaper.Exit, 1)
-	if !c.srv.reaper.Notify(pid, func(x reaper.Exit) { done <- x }) {
-		c.killExec(pid)
-		return 0, fmt.Errorf("exec in container %s: its process %d is not a child of the supervisor", c.id, pid)
+	if !c.srv.reaper.Notify(e.pid, e.ended) {
+		c.killExec(e.pid)
+		return 0, fmt.Errorf("exec in container %s: its process %d is not a child of the supervisor", c.id, e.pid)
 	}
 	release()
 	release = func() {}
 	if err := e.started(); err != nil {
-		c.killExec(pid)
+		c.killExec(e.pid)
 		return 0, err
 	}
+	return e.wait(ctx)
+}
+
+// wait waits for the process' end, which the supervisor may become another
+// program meanwhile: that then waits instead.
+func (e *execution) wait(ctx context.Context) (code int, err error) {
+	s := e.c.srv
+	s.mu.Lock()
+	s.execs[e] = struct{}{}
+	s.mu.Unlock()
+	s.gate.Leave()
 	select {
-	case x := <-done:
-		return x.Code(), nil
+	case <-e.done:
 	case <-ctx.Done():
-		c.killExec(pid)
-		return 0, fmt.Errorf("exec in container %s: %w", c.id, context.Cause(ctx))
 	}
+	s.gate.Join() // not Enter, as a deletion may wait for this
+	s.mu.Lock()
+	delete(s.execs, e)
+	s.mu.Unlock()
+	if x := e.exit.Load(); x != nil {
+		return x.Code(), nil
+	}
+	e.c.killExec(e.pid)
+	return 0, fmt.Errorf("exec in container %s: %w", e.c.id, context.Cause(ctx))
 }
 
 // ending says whether the container's first process has ended or is about to:
@@ -152,7 +192,8 @@ func (c *container) ending() bool {
 
 // killLeft kills the process that a runtime has started before it was killed itself.
 func (e *execution) killLeft() {
-	if pid, err := readPIDFile(e.pidFile); err == nil {
+	_, file := e.files()
+	if pid, err := readPIDFile(file); err == nil {
 		e.c.killExec(pid)
 	}
 }

@@ -32,6 +32,7 @@ const (
 
 // handle has the end of the first process recorded; mu is not held.
 func (c *container) handle(exit supervisor.Exit) {
+	c.srv.gate.Join() // until all of it is done
 	c.mu.Lock()
 	if c.pidfd >= 0 {
 		_ = unix.Close(c.pidfd)
@@ -40,10 +41,12 @@ func (c *container) handle(exit supervisor.Exit) {
 	c.mu.Unlock()
 	if !c.srv.begin() { // the server ends: what the next one needs, and no more
 		c.store(exit)
+		c.srv.gate.Leave()
 		return
 	}
 	go func() {
 		defer c.srv.end()
+		defer c.srv.gate.Leave()
 		c.record(exit)
 		c.deleteEnded()
 	}()
@@ -240,7 +243,7 @@ var errForce = errors.New("not known to have ended")
 
 // deleteFromRuntime has the OCI runtime delete the container, once. op is held.
 func (c *container) deleteFromRuntime(ctx context.Context) error {
-	if c.runtimeGone || c.rec.Version == 0 {
+	if c.runtimeGone.Load() || c.rec.Version == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
@@ -261,7 +264,7 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 		}
 	}
 	removeCgroups(c.rec.Request.CgroupProcs)
-	c.runtimeGone = true
+	c.runtimeGone.Store(true)
 	return nil
 }
 

@@ -82,9 +82,13 @@ func (s *Server) hold(ctx context.Context, call *call) error {
 				return err
 			}
 		}
+		s.gate.Leave()
 		select {
 		case <-changed:
 		case <-ctx.Done():
+		}
+		s.gate.Join()
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/oci"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
@@ -32,11 +33,31 @@ const (
 	lockWait = 5 * time.Second
 )
 
+// Config is what a supervisor is started with.
+type Config struct {
+	Dir     string // of the socket and the records, absolute
+	Version string // of the program
+	Log     *slog.Logger
+	Ready   func() // called when it takes calls
+
+	// Handover is the descriptor under which this process, when it was another
+	// program, has left what [Check] has read; 0 for a new process.
+	Handover int
+}
+
 // Server is one running supervisor.
 type Server struct {
-	dir    string
-	bootID string
-	log    *slog.Logger
+	dir     string
+	version string
+	bootID  string
+	log     *slog.Logger
+
+	// gate is passed by calls and by ends of processes; see upgrade.go. Those
+	// who wait for what may take as long as it likes are outside meanwhile.
+	gate      gate.Gate
+	upgrading sync.Mutex // taken before the gate is shut
+	lock      *os.File
+
 	reaper *reaper.Reaper
 	runner *oci.Runner
 	pool   *logcopy.Pool
@@ -49,53 +70,75 @@ type Server struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
-	busy       int  // connections and background work
-	stopping   bool // set once, under mu, with busy and containers zero or on a signal
+	execs      map[*execution]struct{} // those that wait outside the gate
+	attached   int                     // attach calls
+	busy       int                     // connections and background work
+	stopping   bool                    // set once, under mu, with busy and containers zero or on a signal
 	idle       *time.Timer
 	exits      uint64        // recorded so far; each is numbered
 	news       chan struct{} // closed, and made anew, with each exit
 }
 
-// Serve runs a supervisor in dir until it has been idle for long enough or ctx
-// ends; containers live on in either case. It calls ready when it takes
-// calls. When another one serves dir, Serve is an error.
-func Serve(ctx context.Context, dir string, log *slog.Logger, ready func()) error {
-	lock, err := acquire(filepath.Join(dir, "lock"))
-	if err != nil {
+// Serve runs a supervisor until it has been idle for long enough or ctx ends;
+// containers live on in either case. When another one serves the directory,
+// Serve is an error.
+func Serve(ctx context.Context, cfg Config) (err error) {
+	s := &Server{
+		dir: cfg.Dir, version: cfg.Version, log: cfg.Log,
+		containers: make(map[string]*container), execs: make(map[*execution]struct{}), news: make(chan struct{}),
+	}
+	var h *handover
+	if cfg.Handover > 0 {
+		if h, err = takeHandover(cfg.Handover); err != nil {
+			return err
+		}
+		s.exits = h.Exits
+		s.lock = os.NewFile(uintptr(h.Lock), "lock")
+	} else if s.lock, err = acquire(filepath.Join(s.dir, "lock")); err != nil {
 		return err
 	}
-	defer lock.Close()
-	s := &Server{dir: dir, log: log, containers: make(map[string]*container), news: make(chan struct{})}
+	defer s.lock.Close()
 	if s.bootID, err = bootID(); err != nil {
 		return fmt.Errorf("reading the boot id: %w", err)
 	}
-	if s.reaper, err = reaper.New(); err != nil {
+	if s.reaper, err = reaper.New(&s.gate); err != nil {
 		return err
 	}
 	s.runner = oci.NewRunner(s.reaper)
-	if s.pool, err = logcopy.NewPool(filepath.Join(dir, "staging")); err != nil {
+	if s.pool, err = logcopy.NewPool(filepath.Join(s.dir, "staging")); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(s.containersDir(), 0o700); err != nil {
 		return fmt.Errorf("making the containers' directory: %w", err)
 	}
+	if h == nil {
+		err = s.listen()
+	} else {
+		err = s.listenOn(h.Listener)
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s.idle = time.AfterFunc(idleTime, s.stopIfIdle)
+	if err := s.adoptAll(h); err != nil {
+		return err
+	}
+	if h != nil {
+		s.takeOver(ctx, h)
+	}
+	// Not before, as it takes the exits of children that nobody waits for yet.
 	stopReaper := make(chan struct{})
 	var reaping sync.WaitGroup
 	reaping.Go(func() { s.reaper.Run(stopReaper) })
 	defer reaping.Wait()
 	defer close(stopReaper)
-
-	if err := s.listen(); err != nil {
-		return err
+	cfg.Ready()
+	if h != nil {
+		s.answerUpgrade(h)
 	}
-	s.idle = time.AfterFunc(idleTime, s.stopIfIdle)
-	if err := s.adoptAll(); err != nil {
-		return err
-	}
-	ready()
 
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	defer context.AfterFunc(ctx, s.stop)()
 	s.accept(ctx)
 	cancel()
@@ -148,6 +191,24 @@ func (s *Server) listen() error {
 	return nil
 }
 
+// listenOn goes on with the listener of this process when it was another program.
+func (s *Server) listenOn(fd int) error {
+	f := os.NewFile(uintptr(fd), "listener")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return fmt.Errorf("listening on: %w", err)
+	}
+	unixListener, ok := l.(*net.UnixListener)
+	if !ok {
+		_ = l.Close()
+		return fmt.Errorf("listening on: descriptor %d is no Unix listener", fd)
+	}
+	s.listener = unixListener
+	s.listener.SetUnlinkOnClose(false)
+	return nil
+}
+
 // begin counts a piece of work, or refuses it as the server is about to end.
 func (s *Server) begin() bool {
 	s.mu.Lock()
@@ -178,6 +239,8 @@ func (s *Server) stop() { s.stopWhen(func() bool { return true }) }
 
 // stopWhen ends the server if what, asked under mu, agrees.
 func (s *Server) stopWhen(what func() bool) {
+	s.gate.Join()
+	defer s.gate.Leave()
 	s.mu.Lock()
 	ok := !s.stopping && what()
 	s.stopping = s.stopping || ok
@@ -207,6 +270,8 @@ func (s *Server) accept(ctx context.Context) {
 		}
 		go func() {
 			defer s.end()
+			s.gate.Enter()
+			defer s.gate.Leave()
 			s.serve(ctx, wire.Conn{UnixConn: conn})
 		}()
 	}
@@ -235,11 +300,17 @@ func (s *Server) serve(ctx context.Context, conn wire.Conn) {
 	}()
 	_ = conn.SetDeadline(time.Time{})
 
-	c := &call{conn: conn, files: files, committed: make(chan struct{})}
+	c := newCall(conn, files)
+	s.converse(ctx, c, func(ctx context.Context) (any, error) { return s.dispatch(ctx, req, c) })
+}
+
+// converse lets f answer a call, with a context that ends with the connection,
+// which the caller closes.
+func (s *Server) converse(ctx context.Context, c *call, f func(context.Context) (any, error)) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go c.listen(cancel) // ends with the connection, which is closed above
-	body, err := s.dispatch(ctx, req, c)
+	go c.listen(cancel)
+	body, err := f(ctx)
 	if err != nil {
 		_ = c.send(wire.Response{Error: wire.NewError(err)})
 		return
@@ -254,6 +325,10 @@ type call struct {
 	conn      wire.Conn
 	files     []*os.File
 	committed chan struct{}
+}
+
+func newCall(conn wire.Conn, files []*os.File) *call {
+	return &call{conn: conn, files: files, committed: make(chan struct{})}
 }
 
 var errHungUp = fmt.Errorf("caller hung up: %w", context.Canceled)
@@ -367,6 +442,12 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 		return s.list(ctx)
 	case "watch":
 		return nil, s.watch(ctx, c)
+	case "upgrade":
+		var r supervisor.UpgradeRequest
+		if err := decode(&r); err != nil {
+			return nil, err
+		}
+		return s.upgrade(ctx, r, c)
 	}
 	return nil, fmt.Errorf("call %q: %w", req.Op, errdefs.ErrNotImplemented)
 }

@@ -37,7 +37,6 @@ type Copier struct {
 	finite bool
 	sinks  sinks
 
-	gap    gap
 	detour detour
 
 	bytes  atomic.Uint64
@@ -83,7 +82,23 @@ func (c *Copier) adopt(l *Leftover) {
 	_, a, b := l.slot.get()
 	l.slot.set(filled, a, b)
 	c.slot = l.slot
+	if last := l.slot.h.last; last > 0 {
+		c.last = time.Unix(0, last)
+	}
 }
+
+// Src is the stream's descriptor, -1 when it has ended. It stays the copier's.
+func (c *Copier) Src() int {
+	src := -1
+	_ = c.raw.Control(func(fd uintptr) { src = int(fd) })
+	return src
+}
+
+// Number is 0 for stdout, 1 for stderr.
+func (c *Copier) Number() int { return int(c.stream) }
+
+// Finite says whether it was started so.
+func (c *Copier) Finite() bool { return c.finite }
 
 // Done is closed when the stream has ended and all of it is in the log.
 func (c *Copier) Done() <-chan struct{} { return c.done }
@@ -118,14 +133,22 @@ func (c *Copier) Stop() {
 
 func (c *Copier) run() {
 	defer close(c.done)
-	defer c.src.Close()
 	defer c.sinks.end()
-	if c.slot != nil {
-		c.flush(false)
+	gate := &c.pool.gate
+	flush := func(end bool) {
+		gate.Enter()
+		defer gate.Leave()
+		if c.flush(end); end {
+			c.release()
+			_ = c.src.Close() // in here, as what has an end is handed to nobody
+		}
 	}
+	flush(false) // what it was started with
 	for {
 		var end bool
 		err := c.raw.Read(func(fd uintptr) (ready bool) {
+			gate.Enter()
+			defer gate.Leave()
 			ready, end = c.fill(int(fd))
 			return ready
 		})
@@ -136,10 +159,9 @@ func (c *Copier) run() {
 			time.Sleep(noMemory)
 			continue
 		}
-		c.flush(false)
+		flush(false)
 	}
-	c.flush(true)
-	c.release()
+	flush(true)
 }
 
 // fill reads what there is into the slot. It is not ready when that is
@@ -154,10 +176,8 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	c.parked.Store(false)
 	if n == 0 {
 		end := c.finite || ended(fd)
-		if !end && c.slot != nil {
-			if _, a, b := c.slot.get(); a == b {
-				c.release()
-			}
+		if !end && c.slot != nil && !c.slot.needed() {
+			c.release()
 		}
 		c.parked.Store(!end)
 		return end, end
@@ -172,7 +192,7 @@ func (c *Copier) fill(fd int) (ready, end bool) {
 	n = min(n, rawSize-b)
 	if err := c.slot.reserve(b + n); err != nil {
 		c.log.Warn("No memory for a container's output, trying again", "container", c.id, "err", err)
-		if time.Sleep(noMemory); a == b {
+		if time.Sleep(noMemory); !c.slot.needed() {
 			c.release()
 		}
 		return true, false

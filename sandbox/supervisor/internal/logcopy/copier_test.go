@@ -211,8 +211,8 @@ func TestRecover(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.pool = next
-			left, errs := next.Recover()
-			if len(errs) > 0 || len(left) != 1 {
+			left, errs, err := next.Recover()
+			if err != nil || len(errs) > 0 || len(left) != 1 {
 				t.Fatal(left, errs)
 			}
 			r.start(left[Key{"c", "stdout"}])
@@ -243,7 +243,7 @@ func TestRecoverRotated(t *testing.T) {
 	if err := r.file.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	left, _ := r.pool.Recover()
+	left, _, _ := r.pool.Recover()
 	r.start(left[Key{"c", "stdout"}])
 	r.end()
 	if info, err := os.Stat(path + ".1"); err != nil || info.Size() != 0 {
@@ -262,8 +262,8 @@ func TestRecoverDamaged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	left, errs := r.pool.Recover()
-	if entries, _ := os.ReadDir(dir); len(left) != 0 || len(errs) != 4 || len(entries) != 0 {
+	left, errs, err := r.pool.Recover()
+	if entries, _ := os.ReadDir(dir); err != nil || len(left) != 0 || len(errs) != 4 || len(entries) != 0 {
 		t.Errorf("%v, %v, %d files", left, errs, len(entries))
 	}
 }

@@ -10,13 +10,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of a line of which parts are in the log and others were dropped, readers see an end.
+// Of a line of which parts are in the log and others were dropped, readers see
+// an end, which another copier writes if this one is killed.
 func TestPartsThatAreDropped(t *testing.T) {
+	t.Run("by one copier", func(t *testing.T) { partsThatAreDropped(t, func(*rig) {}) })
+	t.Run("by a second one", func(t *testing.T) { partsThatAreDropped(t, (*rig).succeed) })
+}
+
+// succeed has a second copier go on, as another process does when the first is killed.
+func (r *rig) succeed() {
+	if !r.pool.Freeze(time.Minute) {
+		r.Fatal("the copier does not stop")
+	}
+	first, thaw := r.c, r.pool.Thaw
+	r.Cleanup(func() { thaw(); _ = r.w.Close(); <-first.Done() })
+	src, err := unix.FcntlInt(uintptr(first.Src()), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		r.Fatal(err)
+	}
+	if r.pool, err = NewPool(filepath.Join(r.dir, "staging")); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(r.pool.Close)
+	left, errs, err := r.pool.Recover()
+	if err != nil || len(errs) > 0 {
+		r.Fatal(err, errs)
+	}
+	key := Key{"c", "stdout"}
+	if r.c, err = Start(os.NewFile(uintptr(src), "r"), key, r.file, r.pool, left[key], false, quiet); err != nil {
+		r.Fatal(err)
+	}
+}
+
+func partsThatAreDropped(t *testing.T, then func(*rig)) {
 	dir := t.TempDir()
 	r := rigOn(t, dir, 20_000)
 	path := filepath.Join(dir, "c.log")
 	r.feed([]byte(strings.Repeat("x", 50_000)))
-	waitFor(t, func() bool { return r.file.Lost() > 0 })
+	waitFor(t, func() bool { return r.file.Lost() > 0 && r.c.Idle() })
+	then(r)
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}

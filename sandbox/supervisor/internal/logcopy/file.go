@@ -70,6 +70,25 @@ func OpenFile(dir, path string, max int64, log *slog.Logger) (*File, error) {
 	return f, nil
 }
 
+// Inherit is a File that goes on with an open descriptor of the log, which is
+// its own from then on, be its path what it may by now.
+func Inherit(fd int, dir, path string, max int64, log *slog.Logger) (*File, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, fmt.Errorf("log %s beneath %s: %w", path, dir, err)
+	}
+	f := Broken(dir, path, max, log)
+	f.out = output{fd: fd, dev: st.Dev, ino: st.Ino}
+	return f, nil
+}
+
+// FD is the descriptor of the log, -1 if none is open. It stays the file's.
+func (f *File) FD() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.out.fd
+}
+
 // Broken is a File that drops all until it is reopened.
 func Broken(dir, path string, max int64, log *slog.Logger) *File {
 	return &File{dir: dir, path: path, max: max, log: log, writing: make(chan struct{}, 1), out: output{fd: -1}, busy: -1}

@@ -5,12 +5,25 @@ import (
 	"time"
 )
 
-// gap is what a stream's log has of lines that were not written whole.
+// gap is what a stream's log has of lines that were not written whole. It
+// is the slot's, so that a successor knows of it.
 type gap struct {
 	skip  bool // what comes up to the next newline belongs to a dropped line
 	open  bool // the last of this stream in the log is the beginning of a line
 	close bool // whose rest is dropped: an empty part is to end it
 }
+
+// bits are what a slot's word says of it.
+func (g gap) bits() (b uint64) {
+	for i, set := range [...]bool{g.skip, g.open, g.close} {
+		if set {
+			b |= 1 << i
+		}
+	}
+	return b
+}
+
+func gapOf(bits uint64) gap { return gap{skip: bits&1 != 0, open: bits&2 != 0, close: bits&4 != 0} }
 
 // lose notes that output is dropped that ends with last.
 func (g *gap) lose(last byte) {
@@ -40,6 +53,7 @@ func (c *Copier) flush(end bool) {
 	}
 	now := time.Now()
 	c.last = later(c.last, now)
+	c.slot.h.last = c.last.UnixNano()
 	err := c.file.refuses(now)
 	var out []byte
 	if err == nil {
@@ -52,12 +66,12 @@ func (c *Copier) flush(end bool) {
 	defer c.pool.putOut(out[:outSize])
 	c.head.set(c.last, streams[c.stream])
 	for a < b {
-		if c.gap.skip {
+		if c.slot.gap.skip {
 			a = c.skip(a, b)
 			continue
 		}
 		out = out[:0]
-		if c.gap.close {
+		if c.slot.gap.close {
 			out = append(append(out, c.head.full...), '\n')
 		}
 		lines, used := c.head.format(out, c.slot.raw[a:b], end)
@@ -71,7 +85,9 @@ func (c *Copier) flush(end bool) {
 		if a < b { // the beginning of a line, which has lost its continuation
 			c.drop(a, b, errHangs)
 		}
-		c.gap.lose(c.detour.last)
+		c.slot.gap.lose(c.detour.last)
+		_, a, b = c.slot.get()
+		c.slot.set(filled, a, b)
 		c.detour.dropped = 0
 	}
 }
@@ -86,8 +102,8 @@ func (c *Copier) write(lines []byte, a, used, b int) {
 	}
 	lost := c.head.payload(lines[kept:])
 	if kept > 0 {
-		c.gap.close, c.gap.open = false, partial(kept)
-	} else if c.gap.close {
+		c.slot.gap.close, c.slot.gap.open = false, partial(kept)
+	} else if c.slot.gap.close {
 		lost-- // the newline that ends a part is none of the output's
 	}
 	if kept < len(lines) {
@@ -96,14 +112,14 @@ func (c *Copier) write(lines []byte, a, used, b int) {
 		if partial(len(lines)) {
 			last = 0
 		}
-		c.gap.lose(last)
+		c.slot.gap.lose(last)
 	}
 	c.slot.set(filled, a+used, b)
 }
 
 // drop drops raw[a:b].
 func (c *Copier) drop(a, b int, err error) {
-	c.gap.lose(c.slot.raw[b-1])
+	c.slot.gap.lose(c.slot.raw[b-1])
 	c.file.drop(b-a, err)
 	c.slot.set(filled, b, b)
 }
@@ -111,7 +127,7 @@ func (c *Copier) drop(a, b int, err error) {
 // skip drops the rest of a line that was dropped, and returns where it ends.
 func (c *Copier) skip(a, b int) int {
 	n := bytes.IndexByte(c.slot.raw[a:b], '\n') + 1
-	if c.gap.skip = n == 0; c.gap.skip {
+	if c.slot.gap.skip = n == 0; c.slot.gap.skip {
 		n = b - a
 	}
 	c.file.drop(n, nil)

@@ -2,6 +2,7 @@ package logcopy
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 )
 
 const (
@@ -27,7 +30,7 @@ const (
 	sentinelSize = 16
 )
 
-// State of a slot, the upper byte of its word; see doc.go.
+// State of a slot, three bits of its word; see doc.go.
 const (
 	free = iota
 	filled
@@ -38,7 +41,7 @@ const (
 // header is the first page of a slot's file. Fields besides word are stored
 // before the word that gives them meaning.
 type header struct {
-	word     atomic.Uint64 // state<<56 | a<<28 | b
+	word     atomic.Uint64 // gap<<59 | state<<56 | a<<28 | b
 	magic    uint64
 	want     uint64 // reading: how much read(2) was asked for, all of it there
 	sentinel [sentinelSize]byte
@@ -47,6 +50,7 @@ type header struct {
 	stream   uint64 // 0 stdout, 1 stderr
 	nameLen  uint64
 	name     [maxName]byte // the container's id
+	last     int64         // time of the last line, in ns since 1970; 0: none is known
 }
 
 // magic changes with the layout.
@@ -60,6 +64,7 @@ type slot struct {
 	raw  []byte
 
 	reserved int // bytes of raw that the file system has given memory for
+	gap      gap // goes into the word with the next set
 }
 
 func openSlot(path string, create bool) (*slot, error) {
@@ -99,12 +104,18 @@ func openSlot(path string, create bool) (*slot, error) {
 }
 
 func (s *slot) set(state uint64, a, b int) {
-	s.h.word.Store(state<<56 | uint64(a)<<28 | uint64(b))
+	s.h.word.Store(s.gap.bits()<<59 | state<<56 | uint64(a)<<28 | uint64(b))
 }
 
 func (s *slot) get() (state uint64, a, b int) {
 	w := s.h.word.Load()
-	return w >> 56, int(w >> 28 & (1<<28 - 1)), int(w & (1<<28 - 1))
+	return w >> 56 & 7, int(w >> 28 & (1<<28 - 1)), int(w & (1<<28 - 1))
+}
+
+// needed says whether a successor has to know of the slot.
+func (s *slot) needed() bool {
+	_, a, b := s.get()
+	return a < b || s.gap != gap{}
 }
 
 // room makes space behind b and returns the bounds. What is unfinished, at
@@ -157,6 +168,7 @@ func (s *slot) beginRead(a, b, want int, sentinel *[sentinelSize]byte) {
 // one. It returns the log's length before the write that was on, or -1.
 func (s *slot) settle() (dev, ino uint64, size int64, err error) {
 	state, a, b := s.get()
+	s.gap = gapOf(s.h.word.Load() >> 59)
 	if s.h.magic != magic || a > b || b > rawSize || s.h.nameLen > maxName {
 		return 0, 0, 0, fmt.Errorf("slot %s is damaged", s.path)
 	}
@@ -195,7 +207,17 @@ type Pool struct {
 	slots []*slot
 	outs  [][]byte
 	trim  *time.Timer
+
+	gate gate.Gate // copiers are inside while they read and write
 }
+
+// Freeze has all copiers stop where the slots say everything, which takes no
+// longer than one write of a log; false: longer than limit, and they go on.
+// Until [Pool.Thaw] containers write into their pipes.
+func (p *Pool) Freeze(limit time.Duration) bool { return p.gate.Shut(limit) }
+
+// Thaw lets all copiers go on.
+func (p *Pool) Thaw() { p.gate.Open() }
 
 // NewPool makes dir when it is missing. Call [Pool.Recover] next.
 func NewPool(dir string) (*Pool, error) {
@@ -246,11 +268,14 @@ func (p *Pool) get(id string, stream uint64) (*slot, error) {
 	s.h.magic = magic
 	s.h.stream = stream
 	s.h.nameLen = uint64(copy(s.h.name[:], id))
+	s.h.last = 0
+	s.gap = gap{}
 	s.set(filled, 0, 0)
 	return s, nil
 }
 
 func (p *Pool) put(s *slot) {
+	s.gap = gap{}
 	s.set(free, 0, 0)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -305,23 +330,26 @@ type cut struct {
 type Key struct{ ID, Stream string }
 
 // Recover takes over the slots that a predecessor left. It must be called
-// before the first copier starts. Slots that cannot be read are removed; the
-// errors say which. A leftover that has no taker is to be given to Discard.
-func (p *Pool) Recover() (map[Key]*Leftover, []error) {
+// before the first copier starts. Slots that are damaged are removed; damaged
+// says which. After an error, which says nothing of a slot, all are as they
+// were. A leftover that has no taker is to be given to Discard.
+func (p *Pool) Recover() (found map[Key]*Leftover, damaged []error, err error) {
 	entries, err := os.ReadDir(p.dir)
 	if err != nil {
-		return nil, []error{fmt.Errorf("recovering log output: %w", err)}
+		return nil, nil, fmt.Errorf("recovering log output: %w", err)
 	}
-	var errs []error
-	found := make(map[Key]*Leftover)
+	found = make(map[Key]*Leftover)
 	for _, e := range entries {
 		path := filepath.Join(p.dir, e.Name())
 		if n, err := strconv.Atoi(e.Name()); err == nil {
 			p.next = max(p.next, n)
 		}
 		s, err := openSlot(path, false)
+		if short(err) {
+			return nil, nil, fmt.Errorf("recovering log output: %w", err)
+		}
 		if err != nil {
-			errs = append(errs, err)
+			damaged = append(damaged, err)
 			_ = os.Remove(path)
 			continue
 		}
@@ -331,19 +359,29 @@ func (p *Pool) Recover() (map[Key]*Leftover, []error) {
 		}
 		l := &Leftover{slot: s}
 		if l.cut.dev, l.cut.ino, l.cut.size, err = s.settle(); err != nil {
-			errs = append(errs, err)
+			damaged = append(damaged, err)
 			s.remove()
 			continue
 		}
 		key := Key{string(s.h.name[:s.h.nameLen]), streams[s.h.stream&1]}
 		if _, twice := found[key]; twice {
-			errs = append(errs, fmt.Errorf("slot %s is a second one of %v", path, key))
+			damaged = append(damaged, fmt.Errorf("slot %s is a second one of %v", path, key))
 			s.remove()
 			continue
 		}
 		found[key] = l
 	}
-	return found, errs
+	return found, damaged, nil
+}
+
+// short says whether err is of the machine's state and not of a file.
+func short(err error) bool {
+	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EIO} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // Discard drops a leftover that no copier takes.

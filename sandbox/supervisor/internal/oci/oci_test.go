@@ -11,11 +11,12 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
 )
 
 func newRunner(t *testing.T) *Runner {
-	r, err := reaper.New()
+	r, err := reaper.New(new(gate.Gate))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 )
 
 // Exit is the end of a process.
@@ -36,6 +38,8 @@ func (e Exit) Code() int {
 
 // Reaper is made by [New]; its methods may be called concurrently.
 type Reaper struct {
+	gate *gate.Gate
+
 	// mu is held while a process is started and while one is waited for, so
 	// that an exit is always handled after its start has been noted.
 	mu      sync.Mutex
@@ -53,12 +57,14 @@ type earlyExit struct {
 	clock uint64
 }
 
-// New makes this process a subreaper. Call Run to have anything reaped.
-func New() (*Reaper, error) {
+// New makes this process a subreaper. Call Run to have anything reaped. While g
+// is shut nothing is, so that who executes another program then leaves every exit to that.
+func New(g *gate.Gate) (*Reaper, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("becoming a subreaper: %w", err)
 	}
 	return &Reaper{
+		gate:    g,
 		waiting: make(map[int]func(Exit)),
 		holds:   make(map[uint64]struct{}),
 		early:   make(map[int]earlyExit),
@@ -82,6 +88,8 @@ func (r *Reaper) Run(stop <-chan struct{}) {
 }
 
 func (r *Reaper) reapOne() bool {
+	r.gate.Join() // those inside may wait for an exit
+	defer r.gate.Leave()
 	r.mu.Lock()
 	var status unix.WaitStatus
 	pid, err := unix.Wait4(-1, &status, unix.WNOHANG|unix.WALL, nil)

@@ -7,10 +7,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 )
 
 func newReaper(t *testing.T) *Reaper {
-	r, err := New()
+	r, err := New(new(gate.Gate))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,11 +15,13 @@ import (
 
 const (
 	// Version is the protocol that this build speaks; MinVersion is the oldest it still understands.
-	Version, MinVersion = 3, 1
+	Version, MinVersion = 4, 1
 	// VersionOptions is the first with options of an OCI runtime, owners of stdio, and updates.
 	VersionOptions = 2
 	// VersionAttach is the first with attach, hold and restore, and with the largest size of a log.
 	VersionAttach = 3
+	// VersionUpgrade is the first that becomes another program when it is asked to.
+	VersionUpgrade = 4
 	// MaxFrame bounds a message, in bytes.
 	MaxFrame = 1 << 20
 	// MaxFiles bounds the descriptors beside one message.
@@ -49,6 +51,22 @@ type Response struct {
 
 // Conn is one end of a connection. Send may run beside Receive, neither beside itself.
 type Conn struct{ *net.UnixConn }
+
+// Inherit is a connection that has come to this program by execve(2), as a descriptor.
+func Inherit(fd int) (Conn, error) {
+	f := os.NewFile(uintptr(fd), "connection")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return Conn{}, fmt.Errorf("taking over a connection: %w", err)
+	}
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return Conn{}, fmt.Errorf("taking over a connection: descriptor %d is no Unix socket", fd)
+	}
+	return Conn{conn}, nil
+}
 
 // Send writes v as one frame, with files beside it. The files stay the caller's.
 func (c Conn) Send(v any, files ...*os.File) error {

@@ -1,0 +1,57 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/sandbox/supervisor"
+)
+
+const (
+	// The pause before an upgrade that had to wait is tried again doubles up to
+	// upgradePauseMax: each try holds new calls up for as long as a probe bears.
+	upgradePause    = 2 * time.Second
+	upgradePauseMax = 5 * time.Minute
+)
+
+// Upgrade is what became of having the supervisor become the installed program.
+type Upgrade struct {
+	Replaced bool   // it was another one
+	Version  string // of the supervisor that runs; "" where it is not known
+	Err      error  // why it is not the installed one
+	Later    bool   // it is tried again
+}
+
+var errUpgradeDue = errors.New("upgrade of the supervisor is due")
+
+// upgrader upgrades the supervisor once, and later if that had to wait.
+type upgrader struct {
+	tell  func(Upgrade)
+	pause time.Duration // before the next try; 0 before the first one
+	due   time.Time     // of the next try; zero for none
+}
+
+// upgrade tries it, if it is time. What is not new is not told again.
+func (u *upgrader) upgrade(ctx context.Context, sup *supervisor.Client) {
+	first := u.pause == 0
+	if !first && (u.due.IsZero() || time.Now().Before(u.due)) {
+		return
+	}
+	u.pause, u.due = min(max(2*u.pause, upgradePause), upgradePauseMax), time.Time{}
+	a, err := sup.Upgrade(ctx)
+	later := errdefs.IsUnavailable(err)
+	switch {
+	case ctx.Err() != nil:
+	case later:
+		u.due = time.Now().Add(u.pause)
+		if !first {
+			return
+		}
+		fallthrough
+	case !errdefs.IsNotImplemented(err): // an older one, which goes on
+		u.tell(Upgrade{Replaced: a.Replaced, Version: a.Version, Err: err, Later: later})
+	}
+}
