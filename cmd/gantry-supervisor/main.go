@@ -11,6 +11,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +21,12 @@ import (
 
 // version is set by the linker (hack/build.sh).
 var version = "devel"
+
+const (
+	memoryLimit = 256 << 20
+	// oomScore is the oom_score_adj of a process that the kernel takes when there is no other.
+	oomScore = -999
+)
 
 func main() {
 	dir := flag.String("dir", "", "directory of the socket and the records, absolute, 0700")
@@ -64,15 +72,33 @@ func run(dir string, readyFD, handover int) (err error) {
 	if handover > 0 { // it was executed by the name of a descriptor, which ps(1) would show
 		_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	}
-	// A small heap that stays small: most of what is done makes no garbage.
+	// A small heap that stays small: most of what is done makes no garbage. The
+	// limit is above all that is ever kept on purpose, see package server.
 	debug.SetGCPercent(25)
-	debug.SetMemoryLimit(64 << 20)
+	debug.SetMemoryLimit(memoryLimit)
 	unix.Umask(0o022) // as log directories and files are made with their modes
-	// The terminal that it may have been started from is of no concern. Not
-	// signal.Ignore, which containers would inherit.
-	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP)
+	// The terminal that it may have been started from is of no concern, nor who
+	// reads its own log. Not signal.Ignore, which containers would inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := protect(); err != nil {
+		log.Warn("Short of memory, the kernel may kill the parent of all containers before one of them", "err", err)
+	}
 	return server.Serve(ctx, server.Config{Dir: dir, Version: version, Log: log, Ready: func() { say("ready\n") }, Handover: handover})
+}
+
+// protect has the kernel take others first when it is short of memory. The OCI
+// runtime sets containers and what is executed in them to what their spec says.
+func protect() error {
+	const file = "/proc/self/oom_score_adj"
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if now, err := strconv.Atoi(strings.TrimSpace(string(data))); err == nil && now <= oomScore {
+		return nil
+	}
+	return os.WriteFile(file, []byte(strconv.Itoa(oomScore)), 0)
 }

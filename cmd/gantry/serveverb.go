@@ -5,6 +5,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -33,6 +35,9 @@ configuration file.`)
 		return exitError
 	}
 	defer klog.Flush()
+	// A line of the log whose reader has died is an error, not the daemon's end
+	// (package signal). Not signal.Ignore, which what it starts would inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	// Files whose mode nobody thought of must not depend on who started the daemon.
 	unix.Umask(0o022)
 	if err := serve(ctx, cfg); err != nil {

@@ -30,8 +30,11 @@ const reapWait = 2 * time.Second
 // and what it has handed over of a container takes the place of what is found.
 func (s *Server) adoptAll(h *handover) error {
 	var commands map[string][]int
+	var err error
 	if h == nil {
-		commands = s.runtimeCommands()
+		if commands, err = s.runtimeCommands(); err != nil {
+			return fmt.Errorf("looking for the predecessor's OCI runtimes: %w", err)
+		}
 	}
 	left, damaged, err := s.pool.Recover()
 	if err != nil {
@@ -50,6 +53,9 @@ func (s *Server) adoptAll(h *handover) error {
 			err = s.inherit(held, left)
 		} else {
 			err = s.adopt(e.Name(), commands[e.Name()], left)
+		}
+		if outOfDescriptors(err) { // it runs, and is taken over when there are more
+			return fmt.Errorf("taking containers over: %w: raise the limit of the daemon, which starts the supervisor", err)
 		}
 		if err != nil {
 			s.log.Error("Container record is set aside", "container", e.Name(), "err", err)
@@ -93,8 +99,7 @@ func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.
 			c.killBrokenExecs(execs)
 		})
 	}
-	c.adoptStarted(left)
-	return nil
+	return c.adoptStarted(left)
 }
 
 // readRecord reads a container's record. Without one, it is fs.ErrNotExist.
@@ -125,27 +130,6 @@ func (c *container) inBackground(f func()) {
 	}()
 }
 
-// runtimeCommands finds the OCI runtime commands of the predecessor that still
-// run, by container: each has a path in the container's directory among its arguments.
-func (s *Server) runtimeCommands() map[string][]int {
-	found := make(map[string][]int)
-	prefix := s.containersDir() + "/"
-	for _, pid := range allPIDs() {
-		cmdline, err := readBounded(fmt.Sprintf("/proc/%d/cmdline", pid), 64<<10)
-		if err != nil {
-			continue
-		}
-		for _, arg := range strings.Split(string(cmdline), "\x00") {
-			if rest, ok := strings.CutPrefix(arg, prefix); ok {
-				id, _, _ := strings.Cut(rest, "/")
-				found[id] = append(found[id], pid)
-				break
-			}
-		}
-	}
-	return found
-}
-
 // waitCommands waits until the commands have ended; those that hang are killed.
 func waitCommands(pids []int) {
 	end := time.Now().Add(killTimeout)
@@ -166,34 +150,41 @@ func waitCommands(pids []int) {
 	}
 }
 
-// adoptStarted goes on with a container that had been started.
-func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) {
+// adoptStarted goes on with a container that had been started. An error says
+// that descriptors are missing: to take it for ended, or not to watch it, would be wrong.
+func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
 	req := &c.rec.Request
 	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
+	if outOfDescriptors(err) {
+		return err
+	}
 	if err != nil {
 		c.log.Error("Log cannot be opened, output is dropped until it is reopened", "err", err)
 		file = logcopy.Broken(req.LogDir, req.LogPath, req.LogMax, c.log)
 	}
 	c.file = file
 	c.state = running
-	alive := c.openPID()
+	alive, err := c.openPID()
+	if err != nil {
+		return err
+	}
 	var exit supervisor.Exit
 	if readFile(c.dir, exitFile, &exit) == nil && exit.ID == c.id {
 		alive = false
 	} else {
 		exit = supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, At: time.Now(), Reason: "exit status unknown: it ended while no supervisor ran"}
 	}
-	c.adoptOutput(left, alive)
+	if err := c.adoptOutput(left, alive); err != nil {
+		return err
+	}
 	if !alive {
 		c.handle(exit)
-		return
+		return nil
 	}
 	if req.Terminal {
 		c.log.Warn("Terminal of the container is lost with the supervisor that had it, unless a daemon gives it back")
 	}
-	if err := c.watchOrphan(); err != nil {
-		c.log.Error("End of the container will not be noticed", "err", err)
-	}
+	return c.watchOrphan()
 }
 
 // watchOrphan watches a process that is not a child by its pidfd.
@@ -207,26 +198,33 @@ func (c *container) watchOrphan() error {
 }
 
 // openPID opens the pidfd of the container's process, if that is still the one of the record.
-func (c *container) openPID() (alive bool) {
+func (c *container) openPID() (alive bool, err error) {
 	if c.rec.BootID != c.srv.bootID {
-		return false
+		return false, nil
 	}
 	pidfd, err := unix.PidfdOpen(c.rec.PID, unix.PIDFD_NONBLOCK)
+	if outOfDescriptors(err) {
+		return false, err
+	}
 	if err != nil {
-		return false
+		return false, nil
 	}
 	// Compared after the opening: the descriptor is of this process, whichever that is.
-	if stat, err := readStat(c.rec.PID); err != nil || stat.startTime != c.rec.StartTime {
+	stat, err := readStat(c.rec.PID)
+	if err != nil || stat.startTime != c.rec.StartTime {
 		_ = unix.Close(pidfd)
-		return false
+		if !outOfDescriptors(err) {
+			err = nil
+		}
+		return false, err
 	}
 	c.pidfd = pidfd
-	return true
+	return true, nil
 }
 
 // adoptOutput goes on copying, from the FIFOs or, when the container has ended,
 // from what a predecessor had read of them.
-func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) {
+func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) error {
 	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal && !c.rec.StdinEnded {
 		if f, err := c.openStdin(); err == nil {
 			c.input = f
@@ -237,6 +235,9 @@ func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bo
 		l := left[key]
 		delete(left, key)
 		src, err := openFIFO(filepath.Join(c.dir, name), unix.O_RDONLY, true)
+		if outOfDescriptors(err) {
+			return err
+		}
 		if err == nil {
 			var copier *logcopy.Copier
 			if copier, err = logcopy.Start(src, key, c.file, c.srv.pool, l, !alive, c.log); err == nil {
@@ -251,6 +252,7 @@ func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bo
 			c.log.Error("Output of the container cannot be read", "err", err)
 		}
 	}
+	return nil
 }
 
 // watchAdopted waits for the end of a process that is not a child. It ends
@@ -314,7 +316,8 @@ func (c *container) killBrokenExecs(files []string) {
 	for _, file := range files {
 		base := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(file, ".json"), ".pid"), ".log")
 		if pid, err := readPIDFile(base + ".pid"); err == nil {
-			for _, p := range cgroupPIDs(head(c.rec.Request.CgroupProcs, 1)) {
+			pids, _ := cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))
+			for _, p := range pids {
 				// One that the number has passed to since is most likely in the container's session.
 				if _, ok := c.execSession(p); p == pid && ok {
 					c.killExec(pid)

@@ -32,6 +32,7 @@ func (s *Server) attach(ctx context.Context, req supervisor.AttachCall, call *ca
 	for _, f := range call.files {
 		_ = f.Close()
 	}
+	call.begun()
 	answer := supervisor.AttachAnswer{Attached: true, Stdin: a.stdin}
 	if a.input == nil {
 		err = call.answer(answer)

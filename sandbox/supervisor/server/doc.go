@@ -17,4 +17,11 @@
 // start ([Serve]): containers that live are adopted, those that do not get an
 // exit record, half-made ones are deleted, processes of broken exec calls are killed.
 // What would go with this process the daemon holds meanwhile (hold.go).
+//
+// What it keeps in memory is bounded: 10 KiB for each container, and 640 KiB more
+// for each stream with output under way (of it 256 KiB in files of the run
+// directory, see logcopy); 1 MiB for each of 32 connections that have not made
+// their request, 32 MiB for the requests of all work under way, 8 MiB for an
+// attached client's stream and 64 MiB for those of all. Above these new work is
+// refused, or the client cut off. Descriptors: see room.
 package server

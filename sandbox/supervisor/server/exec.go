@@ -61,6 +61,7 @@ func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) 
 				return err
 			}
 			defer master.Close()
+			call.begun()
 			return call.answer(supervisor.ExecAnswer{Console: true}, master)
 		}
 	} else {
@@ -75,6 +76,7 @@ func (s *Server) exec(ctx context.Context, req supervisor.ExecCall, call *call) 
 			for _, f := range call.files { // the process has its own; whoever reads must see their end
 				_ = f.Close()
 			}
+			call.begun()
 			return nil
 		}
 	}
@@ -187,7 +189,7 @@ func (c *container) ending() bool {
 		return true
 	}
 	stat, err := readStat(c.rec.PID)
-	return err != nil || stat.exiting
+	return err != nil && !outOfDescriptors(err) || stat.exiting
 }
 
 // killLeft kills the process that a runtime has started before it was killed itself.

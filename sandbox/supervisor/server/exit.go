@@ -71,7 +71,7 @@ func (c *container) deleteEnded() {
 
 // store writes the exit down.
 func (c *container) store(exit supervisor.Exit) {
-	if err := writeExit(c.dir, exit); err != nil {
+	if err := c.srv.room.withSpare(func() error { return writeExit(c.dir, exit) }); err != nil {
 		c.log.Error("Exit is kept in memory only", "err", err)
 	}
 }
@@ -142,12 +142,13 @@ func (s *Server) kill(ctx context.Context, req supervisor.KillRequest) error {
 		}
 		return err
 	}
-	for _, pid := range cgroupPIDs(head(files, 1)) {
+	pids, perr := cgroupPIDs(head(files, 1))
+	for _, pid := range pids {
 		if pid != c.rec.PID {
 			_ = unix.Kill(pid, req.Signal)
 		}
 	}
-	return err
+	return errors.Join(err, perr)
 }
 
 // signal sends sig to the first process.
@@ -248,9 +249,14 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
+	give, err := c.srv.room.await(ctx, deleteNeeds)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	defer give()
 	// runc's --force sends SIGKILL and sleeps for 100 ms, be there a process or
 	// not; so it is for those of which that is not known.
-	err := errForce
+	err = errForce
 	if c.is() == exited && len(c.rec.Request.CgroupProcs) > 0 && killCgroup(ctx, c.rec.Request.CgroupProcs) == nil {
 		err = c.srv.runner.Run(ctx, c.command("delete", c.id))
 	}

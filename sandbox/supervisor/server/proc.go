@@ -23,6 +23,8 @@ type procStat struct {
 	startTime uint64
 	exitCode  int  // a wait status; of a zombie
 	exiting   bool // PF_EXITING: set before an init kills the others of its PID namespace
+	kernel    bool // PF_KTHREAD
+	noArgs    bool // it is within execve(2), has no memory any more, or is the kernel's
 }
 
 func readStat(pid int) (procStat, error) {
@@ -45,15 +47,18 @@ func parseStat(data []byte) (s procStat, err error) {
 		return s, fmt.Errorf("malformed /proc/<pid>/stat: %d fields", len(f))
 	}
 	s.state = f[0][0]
-	var errs [5]error
+	var errs [6]error
 	s.ppid, errs[0] = strconv.Atoi(f[4-first])
 	s.session, errs[1] = strconv.Atoi(f[6-first])
 	s.startTime, errs[2] = strconv.ParseUint(f[22-first], 10, 64)
 	s.exitCode, errs[3] = strconv.Atoi(f[52-first])
 	var flags uint64
 	flags, errs[4] = strconv.ParseUint(f[9-first], 10, 64)
-	const pfExiting = 0x4 // include/linux/sched.h
-	s.exiting = flags&pfExiting != 0
+	const pfExiting, pfKthread = 0x4, 0x200000 // include/linux/sched.h
+	s.exiting, s.kernel = flags&pfExiting != 0, flags&pfKthread != 0
+	var argEnd uint64
+	argEnd, errs[5] = strconv.ParseUint(f[49-first], 10, 64)
+	s.noArgs = argEnd == 0
 	return s, errors.Join(errs[:]...)
 }
 
@@ -64,19 +69,24 @@ const maxCgroupDepth = 64
 // cgroupPIDs returns the processes of a container's cgroups and of those below:
 // crun puts them in one below with systemd, and containers that may write to
 // their cgroups in any.
-func cgroupPIDs(files []string) []int {
-	var pids []int
+// With an error, there may be more.
+func cgroupPIDs(files []string) (pids []int, err error) {
 	for _, file := range files {
-		pids = pidsBelow(pids, filepath.Dir(file), 0)
+		if pids, err = pidsBelow(pids, filepath.Dir(file), 0); err != nil {
+			return pids, err
+		}
 	}
-	return pids
+	return pids, nil
 }
 
 // pidsBelow adds the processes of the cgroup dir and of those below to pids.
-func pidsBelow(pids []int, dir string, depth int) []int {
+func pidsBelow(pids []int, dir string, depth int) ([]int, error) {
 	data, err := readBounded(filepath.Join(dir, "cgroup.procs"), 4<<20)
-	if errors.Is(err, fs.ErrNotExist) {
-		return pids // removed
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return pids, nil // removed
+	}
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // which a threaded one says
+		return pids, err
 	}
 	for line := range bytes.Lines(data) { // none of a threaded cgroup, whose processes its domain lists
 		if pid, err := strconv.Atoi(strings.TrimSpace(string(line))); err == nil && pid > 1 {
@@ -85,23 +95,28 @@ func pidsBelow(pids []int, dir string, depth int) []int {
 	}
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) != nil || st.Nlink == 2 || depth == maxCgroupDepth { // 2: no directory in it
-		return pids
+		return pids, nil
 	}
-	entries, _ := os.ReadDir(dir)
+	entries, err := os.ReadDir(dir)
+	if outOfDescriptors(err) {
+		return pids, err
+	}
 	for _, e := range entries {
 		if e.IsDir() {
-			pids = pidsBelow(pids, filepath.Join(dir, e.Name()), depth+1)
+			if pids, err = pidsBelow(pids, filepath.Join(dir, e.Name()), depth+1); err != nil {
+				return pids, err
+			}
 		}
 	}
-	return pids
+	return pids, nil
 }
 
 // killCgroup kills all processes of a container's cgroups and returns when
 // none is left, or with an error when ctx ends.
 func killCgroup(ctx context.Context, files []string) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		pids := cgroupPIDs(files)
-		if len(pids) == 0 {
+		pids, err := cgroupPIDs(files)
+		if len(pids) == 0 && err == nil {
 			return nil
 		}
 		for _, file := range files {
@@ -116,6 +131,9 @@ func killCgroup(ctx context.Context, files []string) error {
 		}
 		select {
 		case <-ctx.Done():
+			if err != nil {
+				return fmt.Errorf("looking for its processes: %w", err)
+			}
 			return fmt.Errorf("processes %v do not end on SIGKILL: %w", head(pids, 10), context.Cause(ctx))
 		case <-time.After(pause):
 		}
@@ -177,17 +195,21 @@ func removeCgroup(dir string, depth int) (gone bool) {
 // processes of the container's cgroups, or of the node when it has none.
 func killSession(ctx context.Context, leader int, files []string) {
 	for {
-		pids := cgroupPIDs(files)
+		pids, err := cgroupPIDs(files)
 		if len(files) == 0 {
-			pids = allPIDs()
+			pids, err = allPIDs()
 		}
 		stats := make(map[int]procStat, len(pids))
 		for _, pid := range pids {
-			if s, err := readStat(pid); err == nil && s.state != 'Z' {
+			s, serr := readStat(pid)
+			if serr == nil && s.state != 'Z' {
 				stats[pid] = s
 			}
+			if outOfDescriptors(serr) {
+				err = serr
+			}
 		}
-		killed := false
+		killed := err != nil // or perhaps not all
 		for pid, s := range stats {
 			if pid == leader || s.session == leader || startedBy(stats, pid, leader) {
 				killed = true
@@ -220,20 +242,19 @@ func startedBy(stats map[int]procStat, pid, leader int) bool {
 	return false
 }
 
-func allPIDs() []int {
+func allPIDs() (pids []int, err error) {
 	d, err := os.Open("/proc")
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	defer d.Close()
-	names, _ := d.Readdirnames(-1)
-	var pids []int
+	names, err := d.Readdirnames(-1)
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil && pid > 1 {
 			pids = append(pids, pid)
 		}
 	}
-	return pids
+	return pids, err
 }
 
 func head[T any](s []T, n int) []T { return s[:min(n, len(s))] }

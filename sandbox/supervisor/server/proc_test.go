@@ -85,9 +85,9 @@ func TestProcessesOfCgroupsBelow(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got := cgroupPIDs([]string{filepath.Join(dir, "a/cgroup.procs"), filepath.Join(dir, "b/cgroup.procs"), filepath.Join(dir, "gone/cgroup.procs")})
-	if want := []int{7, 8, 9, 10}; !slices.Equal(got, want) {
-		t.Errorf("processes %v, want %v", got, want)
+	got, err := cgroupPIDs([]string{filepath.Join(dir, "a/cgroup.procs"), filepath.Join(dir, "b/cgroup.procs"), filepath.Join(dir, "gone/cgroup.procs")})
+	if want := []int{7, 8, 9, 10}; !slices.Equal(got, want) || err != nil {
+		t.Errorf("processes %v, want %v, %v", got, want, err)
 	}
 }
 

@@ -149,8 +149,14 @@ func (c *container) launch(ctx context.Context, io *stdio) error {
 
 // own takes over the process: its exit, its pidfd, its place in the record.
 func (c *container) own(pid int) error {
-	stat, _ := readStat(pid)
+	stat, err := readStat(pid)
+	if outOfDescriptors(err) {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
+	if outOfDescriptors(err) || errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("container %s: watching its process %d: %w", c.id, pid, err)
+	}
 	if err != nil {
 		pidfd = -1 // it has ended, and been reaped
 	}

@@ -62,6 +62,7 @@ type Server struct {
 	runner *oci.Runner
 	pool   *logcopy.Pool
 
+	room         room
 	attachMemory logcopy.Budget
 	inputs       news // of what hold lends
 
@@ -138,6 +139,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	if h != nil {
 		s.answerUpgrade(h)
 	}
+	s.room.fill()
 
 	defer context.AfterFunc(ctx, s.stop)()
 	s.accept(ctx)
@@ -250,85 +252,16 @@ func (s *Server) stopWhen(what func() bool) {
 	}
 }
 
-func (s *Server) accept(ctx context.Context) {
-	for {
-		conn, err := s.listener.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil { // out of descriptors or memory: those who wait keep waiting
-			s.log.Error("Cannot accept a call", "err", err)
-			select {
-			case <-time.After(100 * time.Millisecond):
-			case <-ctx.Done():
-			}
-			continue
-		}
-		if !s.begin() {
-			_ = conn.Close() // without a hello: the client tries the next server
-			return
-		}
-		go func() {
-			defer s.end()
-			s.gate.Enter()
-			defer s.gate.Leave()
-			s.serve(ctx, wire.Conn{UnixConn: conn})
-		}()
-	}
-}
-
-// serve handles one connection: hello, request, answers.
-func (s *Server) serve(ctx context.Context, conn wire.Conn) {
-	defer conn.Close()
-	if err := checkPeer(conn.UnixConn); err != nil {
-		s.log.Error("Refused a caller", "err", err)
-		return
-	}
-	_ = conn.SetDeadline(time.Now().Add(sendTimeout))
-	if err := conn.Send(wire.Hello{Version: wire.Version, MinVersion: wire.MinVersion, PID: os.Getpid()}); err != nil {
-		return
-	}
-	var req wire.Request
-	files, err := conn.Receive(&req)
-	if err != nil {
-		return
-	}
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
-	_ = conn.SetDeadline(time.Time{})
-
-	c := newCall(conn, files)
-	s.converse(ctx, c, func(ctx context.Context) (any, error) { return s.dispatch(ctx, req, c) })
-}
-
-// converse lets f answer a call, with a context that ends with the connection,
-// which the caller closes.
-func (s *Server) converse(ctx context.Context, c *call, f func(context.Context) (any, error)) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go c.listen(cancel)
-	body, err := f(ctx)
-	if err != nil {
-		_ = c.send(wire.Response{Error: wire.NewError(err)})
-		return
-	}
-	if body != nil {
-		_ = c.answer(body)
-	}
-}
-
 // call is a request's connection.
 type call struct {
 	conn      wire.Conn
 	files     []*os.File
 	committed chan struct{}
+	begun     func() // of new work: opens no more descriptors than it has
 }
 
 func newCall(conn wire.Conn, files []*os.File) *call {
-	return &call{conn: conn, files: files, committed: make(chan struct{})}
+	return &call{conn: conn, files: files, committed: make(chan struct{}), begun: func() {}}
 }
 
 var errHungUp = fmt.Errorf("caller hung up: %w", context.Canceled)
@@ -372,6 +305,12 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 			body, err = nil, fmt.Errorf("supervisor call %s panicked: %v", req.Op, p)
 		}
 	}()
+	if n := needs[req.Op]; n > 0 {
+		if c.begun, err = s.room.take(n, int64(len(req.Body))); err != nil {
+			return nil, fmt.Errorf("supervisor call %s: %w", req.Op, err)
+		}
+		defer c.begun()
+	}
 	decode := func(v any) error {
 		if err := wire.Unmarshal(req.Body, v); err != nil {
 			return fmt.Errorf("call %s: %w: %w", req.Op, err, errdefs.ErrInvalidArgument)
@@ -450,23 +389,4 @@ func (s *Server) dispatch(ctx context.Context, req wire.Request, c *call) (body 
 		return s.upgrade(ctx, r, c)
 	}
 	return nil, fmt.Errorf("call %q: %w", req.Op, errdefs.ErrNotImplemented)
-}
-
-// checkPeer refuses callers of another user (SO_PEERCRED, unix(7)).
-func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		return cerr
-	}
-	if err != nil {
-		return err
-	}
-	if int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("process %d of user %d", cred.Pid, cred.Uid)
-	}
-	return nil
 }

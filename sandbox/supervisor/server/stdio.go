@@ -113,7 +113,8 @@ func (c *container) openStdin() (*os.File, error) {
 		return openFIFO(filepath.Join(c.dir, stdinFIFO), unix.O_WRONLY, true)
 	}
 	looks := 0
-	for _, pid := range append([]int{c.rec.PID}, cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))...) {
+	pids, _ := cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))
+	for _, pid := range append([]int{c.rec.PID}, pids...) {
 		dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
 		if err != nil {
 			continue // it has ended

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,11 +112,13 @@ func encode(v any) ([]byte, error) {
 }
 
 // Receive reads one frame into v. The files that came with it are the
-// caller's. io.EOF says that the other end closed between two frames.
+// caller's. io.EOF says that the other end closed between two frames. Where only
+// the files were too many, for this process too (unix.EMFILE), the whole frame
+// has been read, so that the other end can be told.
 func (c Conn) Receive(v any) ([]*os.File, error) {
 	r := reader{conn: c.UnixConn}
 	err := Decode(&r, v)
-	if r.err != nil { // io.ReadFull drops an error that comes with enough bytes
+	if r.err != nil {
 		err = r.err
 	}
 	if err != nil {
@@ -162,20 +165,25 @@ func Unmarshal(data []byte, v any) error {
 type reader struct {
 	conn  *net.UnixConn
 	files []*os.File
-	err   error // of the descriptors
+	err   error // of the descriptors, which ends no reading
 }
 
 func (r *reader) Read(p []byte) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
 	n, oobn, flags, _, err := r.conn.ReadMsgUnix(p, oob) // sets MSG_CMSG_CLOEXEC
+	cut := flags&unix.MSG_CTRUNC != 0
 	if oobn > 0 {
-		r.err = r.collect(oob[:oobn])
+		r.err = errors.Join(r.err, r.collect(oob[:oobn]))
 	}
-	if r.err == nil && (flags&unix.MSG_CTRUNC != 0 || len(r.files) > MaxFiles) {
-		r.err = fmt.Errorf("more than %d descriptors beside a message", MaxFiles)
+	switch {
+	case r.err != nil:
+	case len(r.files) > MaxFiles || cut && len(r.files) == MaxFiles:
+		r.err = fmt.Errorf("more than %d descriptors beside a message: %w", MaxFiles, errdefs.ErrInvalidArgument)
+	case cut: // the others had room
+		r.err = fmt.Errorf("receiving descriptors, of which %d came: %w", len(r.files), unix.EMFILE)
 	}
 	if r.err != nil {
-		return n, r.err
+		r.close()
 	}
 	if err != nil {
 		return n, err
@@ -207,15 +215,16 @@ func (r *reader) close() {
 	for _, f := range r.files {
 		_ = f.Close()
 	}
+	r.files = nil
 }
 
 // ReceiveFile reads the one descriptor that an OCI runtime sends to its
 // --console-socket, beside bytes of no meaning.
 func ReceiveFile(conn *net.UnixConn) (*os.File, error) {
 	r := reader{conn: conn}
-	if _, err := r.Read(make([]byte, 4096)); err != nil { // r.err too
+	if _, err := r.Read(make([]byte, 4096)); err != nil || r.err != nil {
 		r.close()
-		return nil, err
+		return nil, errors.Join(err, r.err)
 	}
 	if len(r.files) != 1 {
 		r.close()

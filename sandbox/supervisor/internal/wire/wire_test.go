@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -88,6 +90,56 @@ func TestTooManyFilesAreClosed(t *testing.T) {
 	if _, err := b.Receive(&req); err == nil {
 		t.Error("too many files were taken")
 	}
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a copy is open: %v", err)
+	}
+}
+
+// Descriptors that found no room here are told of to who sent them, and the others closed.
+func TestFilesWithoutRoom(t *testing.T) {
+	a, b := pair(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	big := strings.Repeat("x", 900<<10)
+	go func() {
+		if err := a.Send(Request{Op: big}, slices.Repeat([]*os.File{w}, MaxFiles)...); err != nil {
+			t.Error(err)
+		}
+	}()
+	var none unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	old := none
+	low, err := unix.FcntlInt(0, unix.F_DUPFD_CLOEXEC, 0) // the lowest that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(low)
+	none.Cur = uint64(low) + 1                                              // one, and what others close
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &none, nil); err != nil { // not Setrlimit, after which children would get it
+		t.Fatal(err)
+	}
+	var req Request
+	_, err = b.Receive(&req)
+	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, &old, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) || !errors.Is(NewError(err), errdefs.ErrResourceExhausted) || req.Op != big {
+		t.Errorf("without room: %v", err)
+	}
+	if err := b.Send(Response{Error: NewError(err)}); err != nil {
+		t.Error(err)
+	}
+	var answer Response
+	if _, err := a.Receive(&answer); err != nil || answer.Error == nil {
+		t.Errorf("told: %+v, %v", answer, err)
+	}
+	_ = w.Close()
+	_ = r.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("a copy is open: %v", err)
 	}
