@@ -163,7 +163,7 @@ func TestAttach(t *testing.T) {
 
 // Of a million sizes that nobody takes the last is kept, and none without extent.
 func TestResizesAreCoalesced(t *testing.T) {
-	events := strings.Repeat(`{"Width":1,"Height":1}`, 1_000_000) +
+	events := strings.Repeat(`{"Width":1,"Height":1}`, 100_000) +
 		`{"Width":65535,"Height":65535}` + "\n" + ` { "Height" : 24 , "Width" : 80 } {"Width":0,"Height":0}{"Width":0,"Height":9}`
 	sizes := make(chan TerminalSize, 1)
 	if err := readResizes(strings.NewReader(events), sizes); err != nil {
@@ -256,8 +256,9 @@ func TestStop(t *testing.T) {
 
 // A session in which nothing goes either way ends, and its client is told why.
 func TestIdle(t *testing.T) {
+	t.Parallel() // as others that wait for the clock
 	cfg := testConfig()
-	cfg.IdleTimeout = 3 * time.Second // in which a slow machine's client takes its next step
+	cfg.IdleTimeout = 5 * time.Second // in which a slow machine's client takes its next step
 	ended := make(chan error, 1)
 	s := serve(t, cfg, wait(ended))
 	got := runSPDY(t, dialSPDY(t, execURL(t, s, all), protocolV4), "")
@@ -344,6 +345,7 @@ func TestGoneIsNoEnd(t *testing.T) {
 
 // Input that waits long for its reader comes whole, whatever was done meanwhile to see whether the client is there.
 func TestSlowInput(t *testing.T) {
+	t.Parallel()
 	input := strings.Repeat("0123456789abcde\n", 1<<18) // 4 MiB
 	s := serve(t, testConfig(), fakeRuntime{exec: func(ctx context.Context, req *runtimeapi.ExecRequest, s Streams) (int, error) {
 		time.Sleep(2*gonePoll + gonePoll/2)

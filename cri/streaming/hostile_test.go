@@ -54,7 +54,7 @@ func TestSecurityFrames(t *testing.T) {
 		"syn-stream-short":  rawControl(1, 0),
 		"headers-garbage":   rawControl(8, 12, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8),
 		"headers-many":      synStream(t, 1, many),
-		"header-large":      synStream(t, 1, http.Header{"a": {strings.Repeat("a", 64<<20)}}),
+		"header-large":      synStream(t, 1, http.Header{"a": {strings.Repeat("a", 16<<20)}}),
 		"stream-even":       synStream(t, 2, http.Header{"streamtype": {"error"}}),
 		"stream-zero":       rawControl(1, 10, make([]byte, 10)...),
 		"ping-zero":         rawControl(6, 4, 0, 0, 0, 0),
@@ -128,6 +128,7 @@ func TestSecurityDataIsBounded(t *testing.T) {
 // A client that vanishes while its input is full is noticed, though nothing is
 // read of its connection then, and its FIN waits behind what the window lets through.
 func TestGoneWithFullInput(t *testing.T) {
+	t.Parallel()
 	ended := make(chan error, 1)
 	s := serve(t, testConfig(), wait(ended))
 	flood := func(deadline func(time.Time) error, send func([]byte) error) {
@@ -165,6 +166,7 @@ func TestGoneWithFullInput(t *testing.T) {
 
 // Waiting for room in a full inbox is no use of the connection: it gets idle all the same, and the client is told.
 func TestIdleWithFullInput(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig()
 	cfg.IdleTimeout = 3 * gonePoll
 	ended := make(chan error, 1)

@@ -183,8 +183,9 @@ func TestPortForwardWithoutID(t *testing.T) {
 
 // Half a connection is given up, and the session goes on.
 func TestPortForwardExpires(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig()
-	cfg.CreationTimeout = 2 * time.Second // in which a slow machine's client opens two streams
+	cfg.CreationTimeout = 5 * time.Second // in which a slow machine's client opens two streams
 	s := serve(t, cfg, shout)
 	c := dialSPDY(t, forwardURL(t, s), protocolForward)
 	lonely := c.stream(t, "port", "80", "requestID", "1", "streamType", "data")

@@ -312,6 +312,7 @@ func TestTLS(t *testing.T) {
 
 // Clients that do not read hold up nobody else, nor the server's end for longer than its bound.
 func TestSlowReaderHoldsUpItself(t *testing.T) {
+	t.Parallel()
 	s, stop := serveUntil(t, testConfig(), fakeRuntime{exec: func(ctx context.Context, req *runtimeapi.ExecRequest, s Streams) (int, error) {
 		if req.GetContainerId() == "writes" {
 			return stubborn.exec(ctx, req, s)

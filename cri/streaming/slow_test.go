@@ -32,6 +32,7 @@ func (c *heldConn) Read(p []byte) (int, error) {
 // A client that goes on to send, as kubectl does with pings, and reads later
 // than the session has ended, has all its output and its exit code.
 func TestSlowReaderGetsAll(t *testing.T) {
+	t.Parallel()
 	const size = 1 << 20 // more than the client's window, less than waits in the server's socket
 	s := serve(t, testConfig(), fakeRuntime{exec: func(_ context.Context, _ *runtimeapi.ExecRequest, s Streams) (int, error) {
 		_, _ = io.ReadFull(s.Stdin, make([]byte, 1))

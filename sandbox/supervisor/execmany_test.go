@@ -54,7 +54,7 @@ func TestExecBackgroundChildrenLeaveNothing(t *testing.T) {
 	var all sync.WaitGroup
 	for range 25 {
 		all.Go(func() {
-			for i := int(next.Add(1)); i <= 500; i = int(next.Add(1)) {
+			for i := int(next.Add(1)); i <= 200; i = int(next.Add(1)) {
 				call(i)
 			}
 		})
