@@ -218,7 +218,7 @@ func TestAttachWaitsForGC(t *testing.T) {
 
 // TestGCThatHangs is ended, and pods are attached from then on.
 func TestGCThatHangs(t *testing.T) {
-	n := newNode(t, hasty)
+	n := newNode(t, hasty, func(c *Config) { c.pace.collect = tooLong })
 	n.install("testplugin")
 	n.write("10-x.conflist", n.of("1.1.0", "x", ""))
 	n.uses("x")

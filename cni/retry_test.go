@@ -80,7 +80,7 @@ func TestRetriedRollback(t *testing.T) {
 
 // TestRetriedDelHangs holds up neither the pods beside it, nor for long the caller that comes for its own, nor the end.
 func TestRetriedDelHangs(t *testing.T) {
-	n := newNode(t, hasty, func(c *Config) { c.pace.settle = time.Hour })
+	n := newNode(t, hasty, func(c *Config) { c.pace.del, c.pace.settle = tooLong, time.Hour })
 	n.install("testplugin")
 	n.write("10-x.conflist", n.conflist("outer", nil))
 	n.uses("outer")
@@ -137,7 +137,7 @@ func (n *node) joined(name string) Pod {
 
 // TestStartIsBounded leaves to the background what hangs when the daemon starts.
 func TestStartIsBounded(t *testing.T) {
-	n := newNode(t, hasty, func(c *Config) { c.pace.del = time.Hour })
+	n := newNode(t, hasty, func(c *Config) { c.pace.del, c.pace.settle = time.Hour, tooLong })
 	n.install("testplugin")
 	n.write("10-x.conflist", n.conflist("outer", nil))
 	n.uses("outer")

@@ -146,7 +146,7 @@ func (n *node) tryPull(image string) (*runtimeapi.PullImageResponse, error) {
 // until polls; a test that waits in vain fails.
 func (n *node) until(what string, is func() bool) {
 	n.t.Helper()
-	for range 600 {
+	for range 1200 { // a minute
 		if is() {
 			return
 		}
