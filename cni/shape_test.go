@@ -70,8 +70,8 @@ func overlimits(t *testing.T, name string) uint32 {
 	return q.Attrs().Statistics.Queue.Overlimits
 }
 
-// sends lets one namespace send to the address of another for a while and returns the bytes that came in and how long
-// they took. Both ends are reset before it returns: one that waits for the other to answer its FIN, through a limit that
+// sends lets one namespace send to the address of another, from the first bytes on for a while, and returns the bytes that
+// came in and how long that took with the way there. Both ends are reset before it returns: one that waits for the other to answer its FIN, through a limit that
 // drops, keeps its namespace and its link alive for minutes.
 func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) (float64, time.Duration) {
 	t.Helper()
@@ -96,12 +96,17 @@ func sends(t *testing.T, from, to string, addr netip.Addr, while time.Duration) 
 			}
 		}
 	})
-	_ = r.SetReadDeadline(start.Add(while))
+	_ = r.SetReadDeadline(start.Add(time.Minute))
+	first, err := io.ReadFull(r, make([]byte, 1500))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.SetReadDeadline(time.Now().Add(while))
 	got, err := io.Copy(io.Discard, r)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("%d bytes came, then: %v", got, err)
 	}
-	return float64(got), time.Since(start)
+	return float64(first) + float64(got), time.Since(start)
 }
 
 // reset closes a connection with nothing left of it.
@@ -148,8 +153,8 @@ func TestBandwidth(t *testing.T) {
 		t.Helper()
 		most := bridge.MinBurst/8 + rate*took.Seconds()*1.5
 		t.Logf("%s: %.0f bytes in %s, at most %.0f", what, got, took, most)
-		if got > most || got < 1500 {
-			t.Errorf("%s: %.0f bytes in %s, want some and at most %.0f", what, got, took, most)
+		if got > most {
+			t.Errorf("%s: %.0f bytes in %s, want at most %.0f", what, got, took, most)
 		}
 	}
 	for i, ip := range result.IPs {
@@ -188,10 +193,11 @@ func TestBandwidth(t *testing.T) {
 	})
 	got, took := sends(t, slow.NetNS, free.NetNS, other.IPs[0], while)
 	within("egress of a privileged pod", got, took, 5e5)
-	got, took = sends(t, free.NetNS, "/proc/self/ns/net", netip.MustParseAddr("10.213.0.1"), while)
-	if t.Logf("no limit: %.0f bytes in %s", got, took); got < 2e6 {
-		t.Errorf("%.0f bytes of a pod without limits in %s: the test's limits are not what limits", got, took)
-	}
+	eventually(t, "a pod without limits sends so much that they are what limited the others", func() bool {
+		got, took = sends(t, free.NetNS, "/proc/self/ns/net", netip.MustParseAddr("10.213.0.1"), while)
+		t.Logf("no limit: %.0f bytes in %s", got, took)
+		return got >= 2e6
+	})
 }
 
 // TestBandwidthRates makes limits of all sizes.
