@@ -6,7 +6,8 @@
 // its own (and a systemd scope, see Config.Scope), and outlives it. It runs the OCI runtime, copies the containers'
 // output to their logs, records every exit on disk before it tells anybody,
 // and ends by itself when it has had no container and no caller for five
-// seconds. A client that finds it gone starts it again, unasked.
+// seconds. A client that finds it gone starts it again, unasked, and the
+// daemon has one of another build than the installed one become that, see [Client.Upgrade].
 //
 // A container, seen from here:
 //

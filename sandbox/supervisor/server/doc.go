@@ -24,4 +24,9 @@
 // their request, 32 MiB for the requests of all work under way, 8 MiB for an
 // attached client's stream and 64 MiB for those of all. Above these new work is
 // refused, or the client cut off. Descriptors: see room.
+//
+// The process may become another program (upgrade.go). All who change anything
+// are inside a gate meanwhile (internal/gate), which is then shut: calls and
+// the ends of processes inside one, copiers inside another. Outside are those
+// who wait for what may take as long as it likes: exec for its process, watch and hold for news.
 package server
