@@ -294,7 +294,7 @@ func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // typist is a client at a terminal.
 type typist struct {
-	io.Reader
+	*io.PipeReader
 	keys *io.PipeWriter
 	mu   sync.Mutex
 	seen bytes.Buffer
@@ -302,7 +302,7 @@ type typist struct {
 
 func newTypist() *typist {
 	r, w := io.Pipe()
-	return &typist{Reader: r, keys: w}
+	return &typist{PipeReader: r, keys: w}
 }
 
 func (y *typist) Write(b []byte) (int, error) {
@@ -332,6 +332,7 @@ func TestExecStreamTerminal(t *testing.T) {
 	done := make(chan result, 1)
 	go func() {
 		code, err := w.terminal(Streams{Stdin: y, Stdout: y, Resize: sizes}, "sh", "-c", "stty size; tty; exec sh")
+		_ = y.CloseWithError(errors.New("nobody reads the keys any more"))
 		done <- result{code, err}
 	}()
 	w.eventually("the terminal has its size from the beginning", y.shows("31 101\r\n/dev/pts/"))
@@ -346,11 +347,15 @@ func TestExecStreamTerminal(t *testing.T) {
 	})
 	_, _ = io.WriteString(y.keys, "echo sleeping; sleep 3000\n")
 	w.eventually("it sleeps", y.shows("\nsleeping"))
+	pause := 20 * time.Millisecond
 	w.eventually("the shell lives on", func() bool {
-		_, _ = io.WriteString(y.keys, "\x03") // more than one, for the first may come before the shell has put sleep into the foreground
-		time.Sleep(20 * time.Millisecond)
+		// More than one, for the first may come before the shell has put sleep into the foreground; not too soon, for each
+		// throws away what the shell has not read yet.
+		_, _ = io.WriteString(y.keys, "\x03")
+		time.Sleep(pause)
 		_, _ = io.WriteString(y.keys, "echo $((6*7)) lives\n")
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(pause)
+		pause *= 2
 		return y.shows("42 lives")()
 	})
 	_, _ = io.WriteString(y.keys, "exit 9\n")

@@ -48,11 +48,15 @@ func execTerminal(t *testing.T, n *node) {
 			})
 			s.send("echo sleeping; sleep 3000\n")
 			s.sees(s.out, "\r\nsleeping")
+			pause := 50 * time.Millisecond
 			n.eventually("the shell lives on", func() bool {
-				s.send("\x03") // more than one, for the first may come before the shell has put sleep into the foreground
-				time.Sleep(50 * time.Millisecond)
+				// More than one, for the first may come before the shell has put sleep into the foreground; not too soon, for each
+				// throws away what the shell has not read yet.
+				s.send("\x03")
+				time.Sleep(pause)
 				s.send("echo $((6*7)) lives\n")
-				time.Sleep(50 * time.Millisecond)
+				time.Sleep(pause)
+				pause *= 2
 				return strings.Contains(s.out.String(), "42 lives")
 			})
 			s.send("exit 9\n")
