@@ -54,6 +54,10 @@ func serve() {
 	if *handover > 0 && v == "crashing at once" {
 		os.Exit(1)
 	}
+	if n := 0; strings.HasPrefix(v, "short of descriptors") { // by so many
+		_, _ = fmt.Sscanf(v, "short of descriptors %d", &n)
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})
+	}
 	f := os.NewFile(uintptr(*ready), "ready")
 	unix.CloseOnExec(*ready)
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)

@@ -249,6 +249,85 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 	w.must(os.RemoveAll(filepath.Join(w.dir, "supervisor/quarantine")))
 }
 
+// A record that cannot be read now is not set aside, nor its container taken for
+// dead: no supervisor starts, until it can.
+func TestUnreadableRecordIsWaitedFor(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	req := w.container("sh", "-c", "trap 'exit 8' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 2000; done")
+	pid := w.run(req)
+	record := filepath.Join(w.dir, "supervisor/containers", req.ID, "container.json")
+	w.must(os.Rename(record, record+".kept"))
+	w.must(os.Symlink("/proc/self/mem", record)) // whose first byte cannot be read: EIO
+	first := w.supervisorPID()
+	w.must(unix.Kill(first, unix.SIGKILL))
+	w.eventually("it is dead", func() bool { s := state(first); return s == 'X' || s == 'Z' })
+	for range 3 {
+		if got, err := w.client.List(w.ctx()); err == nil || !strings.Contains(err.Error(), "input/output error") {
+			t.Errorf("listed %v, %v", got, err)
+		}
+	}
+	if s := state(pid); s == 'X' || s == 'Z' {
+		t.Fatal("the container is dead")
+	}
+	w.must(os.Rename(record+".kept", record))
+	w.must(w.client.Kill(w.ctx(), req.ID, unix.SIGTERM, false))
+	w.wantAdopted(req.ID, 8)
+	lines := texts(w.logged(req), "stdout")
+	checkSeq(t, "stdout", lines, len(lines))
+}
+
+// Supervisors that have too few descriptors for all that there is take nothing
+// for ended or damaged; the first that has enough takes all over.
+func TestTakeoverWithoutDescriptors(t *testing.T) {
+	w := newWorld(t)
+	var reqs []supervisor.RunRequest
+	for i := range 3 {
+		req := w.interactive(fmt.Sprintf("trap 'exit %d' TERM; i=0; while :; do i=$((i+1)); echo $i; usleep 5000; done", 10+i))
+		req.StdinOnce = true
+		reqs = append(reqs, req)
+		w.run(req)
+	}
+	w.endWithout()
+	refused := 0
+	for n := 8; n < 50; n += 3 {
+		w.makeProgram(fmt.Sprintf("short of descriptors %d", n))
+		client, err := supervisor.Connect(w.ctx(), w.config())
+		if err != nil {
+			refused++
+			continue
+		}
+		got, err := client.List(w.ctx())
+		_ = client.Close()
+		if err != nil || len(got) != len(reqs) || slices.ContainsFunc(got, func(s supervisor.State) bool { return s.Exit != nil }) {
+			t.Errorf("with %d descriptors: %+v, %v", n, got, err)
+		}
+		w.endWithout()
+	}
+	t.Logf("%d had too few", refused)
+	if refused < 3 {
+		t.Errorf("with too few descriptors only %d were refused", refused)
+	}
+	if got := list(filepath.Join(w.dir, "supervisor/quarantine")); len(got) > 0 {
+		t.Errorf("set aside: %v", got)
+	}
+	w.watch() // starts one that has enough
+	for i, req := range reqs {
+		w.must(w.client.Kill(w.ctx(), req.ID, unix.SIGTERM, false))
+		w.wantAdopted(req.ID, 10+i)
+		lines := texts(w.logged(req), "stdout")
+		checkSeq(t, "stdout", lines, len(lines))
+	}
+}
+
+// endWithout kills the supervisor, and no other is started.
+func (w *world) endWithout() {
+	w.Helper()
+	pid := w.supervisorPID()
+	w.must(unix.Kill(pid, unix.SIGKILL))
+	w.eventually("it is dead", func() bool { s := state(pid); return s == 'X' || s == 'Z' })
+}
+
 func TestReopenLogUnderLoad(t *testing.T) {
 	w := newWorld(t)
 	w.watch()

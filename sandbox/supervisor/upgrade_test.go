@@ -43,6 +43,13 @@ func ownVariant() string {
 // on, and a client as a daemon that has just been started.
 func (w *world) install(variant string) {
 	w.Helper()
+	w.makeProgram(variant)
+	w.restart()
+}
+
+// makeProgram makes the variant that is the installed one from now on.
+func (w *world) makeProgram(variant string) {
+	w.Helper()
 	self, err := os.Executable()
 	w.must(err)
 	from, err := os.Open(self)
@@ -56,7 +63,6 @@ func (w *world) install(variant string) {
 	_, err = to.WriteString(variantMark + variant)
 	w.must(err)
 	w.must(to.Close())
-	w.restart()
 }
 
 // restart makes a client as a daemon that is started with the installed program.
@@ -102,6 +108,13 @@ func (w *world) wantUpgrade(variant string) {
 	}
 }
 
+// nofile is the supervisor's limits of descriptors.
+func (w *world) nofile() (l unix.Rlimit) {
+	w.Helper()
+	w.must(unix.Prlimit(w.supervisorPID(), unix.RLIMIT_NOFILE, nil, &l))
+	return l
+}
+
 // One version after the other becomes the next while containers write as fast as
 // they can: each line is in the log once, in order, whole, and exit codes are the kernel's.
 func TestUpgradeLosesNoLine(t *testing.T) {
@@ -114,6 +127,7 @@ func TestUpgradeLosesNoLine(t *testing.T) {
 	for _, req := range reqs {
 		w.run(req)
 	}
+	nofile := w.nofile()
 	upgrades := 0
 	running := func() bool {
 		states, err := w.client.List(w.ctx())
@@ -124,6 +138,9 @@ func TestUpgradeLosesNoLine(t *testing.T) {
 		w.wantUpgrade(fmt.Sprintf("next %d", upgrades))
 	}
 	t.Logf("upgraded %d times", upgrades)
+	if now := w.nofile(); now != nofile {
+		t.Errorf("limits of descriptors %+v, they were %+v", now, nofile)
+	}
 	for _, req := range reqs {
 		if e := w.exit(req.ID); e.Code != 6 || e.Reason != "" {
 			t.Errorf("exit %+v", e)

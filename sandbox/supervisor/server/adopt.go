@@ -57,6 +57,9 @@ func (s *Server) adoptAll(h *handover) error {
 		if outOfDescriptors(err) { // it runs, and is taken over when there are more
 			return fmt.Errorf("taking containers over: %w: raise the limit of the daemon, which starts the supervisor", err)
 		}
+		if notNow(err) {
+			return fmt.Errorf("taking container %s over: %w: it runs, and is taken over when that can be read", e.Name(), err)
+		}
 		if err != nil {
 			s.log.Error("Container record is set aside", "container", e.Name(), "err", err)
 			if err := s.quarantine(e.Name()); err != nil {
@@ -150,8 +153,13 @@ func waitCommands(pids []int) {
 	}
 }
 
-// adoptStarted goes on with a container that had been started. An error says
-// that descriptors are missing: to take it for ended, or not to watch it, would be wrong.
+// notNow says whether err is of the machine's state, and says nothing of a
+// container: to take it for ended, or its record for damaged, would be wrong.
+func notNow(err error) bool {
+	return outOfDescriptors(err) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO)
+}
+
+// adoptStarted goes on with a container that had been started. Its error is one of notNow.
 func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
 	req := &c.rec.Request
 	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
@@ -169,7 +177,11 @@ func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
 		return err
 	}
 	var exit supervisor.Exit
-	if readFile(c.dir, exitFile, &exit) == nil && exit.ID == c.id {
+	err = readFile(c.dir, exitFile, &exit)
+	if notNow(err) {
+		return err
+	}
+	if err == nil && exit.ID == c.id {
 		alive = false
 	} else {
 		exit = supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, At: time.Now(), Reason: "exit status unknown: it ended while no supervisor ran"}
@@ -203,7 +215,7 @@ func (c *container) openPID() (alive bool, err error) {
 		return false, nil
 	}
 	pidfd, err := unix.PidfdOpen(c.rec.PID, unix.PIDFD_NONBLOCK)
-	if outOfDescriptors(err) {
+	if notNow(err) {
 		return false, err
 	}
 	if err != nil {
@@ -213,7 +225,7 @@ func (c *container) openPID() (alive bool, err error) {
 	stat, err := readStat(c.rec.PID)
 	if err != nil || stat.startTime != c.rec.StartTime {
 		_ = unix.Close(pidfd)
-		if !outOfDescriptors(err) {
+		if !notNow(err) {
 			err = nil
 		}
 		return false, err
@@ -226,7 +238,11 @@ func (c *container) openPID() (alive bool, err error) {
 // from what a predecessor had read of them.
 func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bool) error {
 	if c.rec.Request.Stdin && alive && !c.rec.Request.Terminal && !c.rec.StdinEnded {
-		if f, err := c.openStdin(); err == nil {
+		f, err := c.openStdin()
+		if notNow(err) {
+			return err
+		}
+		if err == nil {
 			c.input = f
 		}
 	}
@@ -235,7 +251,7 @@ func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bo
 		l := left[key]
 		delete(left, key)
 		src, err := openFIFO(filepath.Join(c.dir, name), unix.O_RDONLY, true)
-		if outOfDescriptors(err) {
+		if notNow(err) {
 			return err
 		}
 		if err == nil {

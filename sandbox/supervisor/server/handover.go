@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +30,8 @@ type handover struct {
 	From       string          `json:"from"` // the version of the program
 	Lock       int             `json:"lock"`
 	Listener   int             `json:"listener"`
-	Call       int             `json:"call"` // the connection that waits for the end of it
+	Call       int             `json:"call"`   // the connection that waits for the end of it
+	Nofile     [2]uint64       `json:"nofile"` // the limits of descriptors, soft and hard
 	Exits      uint64          `json:"exits"`
 	Containers []heldContainer `json:"containers"`
 	Execs      []heldExec      `json:"execs"`
@@ -171,7 +173,17 @@ func takeHandover(fd int) (*handover, error) {
 	if err != nil {
 		return nil, err
 	}
-	return h, setCloseOnExec(h.descriptors(), true)
+	return h, errors.Join(setNofile(h.Nofile), setCloseOnExec(h.descriptors(), true))
+}
+
+// setNofile sets this process' limits of descriptors, which syscall.Exec sets
+// back to those that it was started with. Not by package syscall, which would
+// then give them to children as well, instead of the lower ones it keeps for these.
+func setNofile(limits [2]uint64) error {
+	if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limits)), 0, 0, 0); errno != 0 {
+		return fmt.Errorf("setting the limit of descriptors to %v: %w", limits, errno)
+	}
+	return nil
 }
 
 func setCloseOnExec(fds []int, on bool) error {
@@ -191,6 +203,11 @@ func setCloseOnExec(fds []int, on bool) error {
 // become executes program in place of this one. It returns only with an
 // error, and then nothing has changed.
 func (h *handover) become(program *os.File, argv []string) error {
+	var limits unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limits); err != nil {
+		return fmt.Errorf("reading the limit of descriptors: %w", err)
+	}
+	h.Nofile = [2]uint64{limits.Cur, limits.Max}
 	f, err := h.file()
 	if err != nil {
 		return err
@@ -198,10 +215,6 @@ func (h *handover) become(program *os.File, argv []string) error {
 	defer f.Close()
 	fd := fileFD(f)
 	argv = append(argv, "--handover", fmt.Sprint(fd))
-	var limits unix.Rlimit // syscall.Exec sets back what the Go runtime has raised
-	if err := unix.Prlimit(0, unix.RLIMIT_NOFILE, nil, &limits); err != nil {
-		return fmt.Errorf("reading the limit of descriptors: %w", err)
-	}
 	fds := append(h.descriptors(), fd)
 	syscall.ForkLock.Lock() // no child is to have them
 	defer syscall.ForkLock.Unlock()
@@ -210,7 +223,7 @@ func (h *handover) become(program *os.File, argv []string) error {
 		err = syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", fileFD(program)), argv, os.Environ())
 	}
 	_ = setCloseOnExec(fds, true)
-	_ = unix.Prlimit(0, unix.RLIMIT_NOFILE, &limits, nil)
+	_ = setNofile(h.Nofile)
 	return fmt.Errorf("executing %s: %w", argv[0], err)
 }
 

@@ -116,6 +116,9 @@ func (c *container) openStdin() (*os.File, error) {
 	pids, _ := cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))
 	for _, pid := range append([]int{c.rec.PID}, pids...) {
 		dir, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+		if notNow(err) {
+			return nil, err
+		}
 		if err != nil {
 			continue // it has ended
 		}
@@ -124,9 +127,9 @@ func (c *container) openStdin() (*os.File, error) {
 			if looks++; looks > maxLooks {
 				break
 			}
-			if f, err := openPipe(int(dir.Fd()), name, c.rec.StdinPipe); err == nil {
+			if f, err := openPipe(int(dir.Fd()), name, c.rec.StdinPipe); err == nil || notNow(err) {
 				_ = dir.Close()
-				return f, nil
+				return f, err
 			}
 		}
 		_ = dir.Close()
