@@ -213,7 +213,7 @@ func (s *containers) forgetContainer(ctx context.Context, c *container, undo *ro
 
 // abandonContainer leaves a container that could be neither made nor undone to
 // its removal; the next start makes the same of its record.
-func (s *containers) abandonContainer(c *container, cause error) error {
+func (s *core) abandonContainer(c *container, cause error) error {
 	s.index.freeContainerKey(c)
 	now := s.index.now()
 	c.mu.Lock()

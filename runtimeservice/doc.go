@@ -28,5 +28,6 @@
 //	        └ feed.mu
 //
 // An operation writes its intent (lifecycle's states in -ing), changes the
-// world, writes the result. recover.go is what start-up makes of intents.
+// world, writes the result. recover.go and settle.go are what start-up makes of
+// intents, under the same locks.
 package runtimeservice

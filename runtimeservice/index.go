@@ -69,12 +69,12 @@ func (x *index) addContainer(c *container) (existing *container) {
 }
 
 // restorePod enters a pod of the last run. Several may have had its key, one
-// after the other; it belongs to the one that is ready.
+// after the other; it belongs to the one that is ready, or else that is being undone.
 func (x *index) restorePod(p *pod) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.pods[p.id] = p
-	if p.state == lifecycle.PodReady {
+	if p.state == lifecycle.PodReady || p.state == lifecycle.PodCreating && x.podKeys[p.key] == nil {
 		x.podKeys[p.key] = p
 	}
 	x.lastTime = max(x.lastTime, p.createdAt)
@@ -86,6 +86,10 @@ func (x *index) restoreContainer(c *container) {
 	defer x.mu.Unlock()
 	x.containers[c.id] = c
 	switch c.state {
+	case lifecycle.ContainerCreating:
+		if x.ctrKeys[c.key] == nil {
+			x.ctrKeys[c.key] = c
+		}
 	case lifecycle.ContainerCreated, lifecycle.ContainerStarting, lifecycle.ContainerRunning:
 		x.ctrKeys[c.key] = c
 	}

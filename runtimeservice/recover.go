@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -31,8 +29,7 @@ import (
 //
 // What belongs to no record when all of them have been read belongs to nobody.
 
-// recoverTimeout bounds what start-up does to finish and clean up: what cannot
-// be ended in this time waits for the kubelet's next try, and the daemon serves.
+// recoverTimeout bounds what the start waits for the supervisor, and for networks of pods that are gone.
 const recoverTimeout = time.Minute
 
 // takeOver reads the records and brings them to what the supervisor knows.
@@ -44,24 +41,6 @@ func (c *core) takeOver(ctx context.Context) error {
 		return err
 	}
 	return c.adoptProcesses(ctx)
-}
-
-// settle finishes or undoes what the records announce, and removes what
-// belongs to nobody. Its errors are logged, for the daemon must serve.
-func (c *core) settle(ctx context.Context) {
-	log := klog.FromContext(ctx)
-	ctx, cancel := context.WithTimeout(ctx, recoverTimeout)
-	defer cancel()
-	if err := c.settleContainers(ctx); err != nil {
-		log.Error(err, "Some containers of the last run could not be cleaned up")
-	}
-	if err := c.settlePods(ctx); err != nil {
-		log.Error(err, "Some pods of the last run could not be cleaned up")
-	}
-	if err := c.sweep(ctx); err != nil {
-		log.Error(err, "Some leftovers of the last run could not be removed")
-	}
-	log.Info("Took over the state of the last run", "pods", len(c.index.allPods()), "containers", len(c.index.allContainers(nil)))
 }
 
 func (c *core) loadRecords(ctx context.Context) error {
@@ -116,7 +95,9 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 		labels: selinux.Labels{Process: rec.ProcessLabel, Mount: rec.MountLabel},
 	}
 	selinux.Reserve(p.labels)
-	close(p.made)
+	if p.state != lifecycle.PodCreating {
+		close(p.made) // settlePod does it for the others
+	}
 	c.index.restorePod(p)
 	return nil
 }
@@ -143,7 +124,9 @@ func (c *core) loadContainer(id string, rec store.Container) error {
 	} else if h, err := c.handler(p.runtime); err == nil {
 		ctr.runtime = c.runtime(h)
 	}
-	close(ctr.made)
+	if ctr.state != lifecycle.ContainerCreating {
+		close(ctr.made)
+	}
 	if ctr.state == lifecycle.ContainerExited || ctr.state == lifecycle.ContainerRemoving {
 		close(ctr.exited)
 	}
@@ -190,84 +173,4 @@ func (c *core) saveLogged(ctx context.Context, ctr *container) {
 	if err := c.save(ctr); err != nil {
 		klog.FromContext(ctx).Error(err, "State of a container could not be written to its record", "container", ctr.id)
 	}
-}
-
-// settleContainers undoes containers that were being made and finishes those
-// that were being removed.
-func (c *core) settleContainers(ctx context.Context) error {
-	var errs []error
-	for _, ctr := range c.index.allContainers(nil) {
-		switch ctr.getState() {
-		case lifecycle.ContainerCreating, lifecycle.ContainerRemoving:
-			errs = append(errs, c.dropContainer(ctx, ctr))
-		case lifecycle.ContainerCreated:
-			if ctr.bootID != c.bootID {
-				// Its root file system's mount and its pod's namespaces are gone: it can never start.
-				now := c.index.now()
-				errs = append(errs, ctr.on(lifecycle.ContainerStart),
-					ctr.startFailed(errors.New("the node was restarted before it was started"), now, now), c.save(ctr))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// settlePods undoes pods that were being made, finishes those that were being
-// stopped or removed, and stops those whose namespaces or init a reboot, or
-// the loss of the run directory, has taken.
-func (c *core) settlePods(ctx context.Context) error {
-	procs, err := c.host.Processes(ctx)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	rpcs := &pods{c}
-	if slices.ContainsFunc(c.index.allPods(), func(p *pod) bool { return p.own.User }) {
-		errs = append(errs, c.host.LetPass()) // closed again by the start, until a pod needs it
-	}
-	for _, p := range c.index.allPods() {
-		switch state := p.getState(); {
-		case state == lifecycle.PodCreating:
-			if err := rpcs.dropPod(ctx, p); err != nil {
-				errs = append(errs, err, c.abandonPod(p))
-			}
-		case state == lifecycle.PodRemoving:
-			errs = append(errs, rpcs.dropPod(ctx, p))
-		case state == lifecycle.PodStopping, state == lifecycle.PodReady && !c.whole(p, procs):
-			errs = append(errs, rpcs.stopPod(ctx, p))
-		case state == lifecycle.PodNotReady:
-			c.index.freePodKey(p)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// whole reports whether containers can be started in a pod that was ready.
-func (c *core) whole(p *pod, procs map[string]sandbox.Process) bool {
-	init, known := procs[p.id]
-	return p.bootID == c.bootID && c.host.HasNamespaces(p.id, p.own) && (!sharedPID(p.config) || known && init.Exit == nil)
-}
-
-// sweep removes what belongs to no pod or container.
-func (c *core) sweep(ctx context.Context) error {
-	var live, withRootfs []string
-	for _, p := range c.index.allPods() {
-		if p.own.Net && p.getState() != lifecycle.PodNotReady {
-			live = append(live, p.id)
-		}
-	}
-	for _, ctr := range c.index.allContainers(nil) {
-		withRootfs = append(withRootfs, ctr.id)
-	}
-	isPod := func(id string) bool { _, err := c.index.pod(id); return err == nil }
-	return errors.Join(
-		removeDumps(c.checkpointsDir()),
-		os.Mkdir(c.checkpointsDir(), 0o700),
-		c.host.Sweep(ctx, isPod, func(id string) bool {
-			_, err := c.index.container(id)
-			return err == nil || isPod(id) // the init of a pod with a shared PID namespace
-		}),
-		c.images.Retain(ctx, withRootfs),
-		c.networks.GC(ctx, live),
-	)
 }

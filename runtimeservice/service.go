@@ -149,7 +149,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 	s.tasks.Go(func() { c.followExits(following) })
 	s.tasks.Go(func() { c.podStore.KeepSpare(following) })
 	s.tasks.Go(func() { c.ctrStore.KeepSpare(following) })
-	c.settle(ctx)
+	c.settle(following, &s.tasks)
 	return s, nil
 }
 

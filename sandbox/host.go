@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
@@ -136,8 +138,11 @@ func (h *Host) Processes(ctx context.Context) (map[string]Process, error) {
 func (h *Host) podsDir() string       { return filepath.Join(h.runDir, "pods") }
 func (h *Host) containersDir() string { return filepath.Join(h.runDir, "containers") }
 
+// sweepAtOnce is how many containers are deleted at a time: each is a start of the OCI runtime.
+const sweepAtOnce = 16
+
 // Sweep removes every pod and container of the run directory that keep does
-// not know: what a crash or a reboot has left. All are tried; the errors are joined.
+// not know: what a crash or a reboot has left. One that hangs holds no other up; the errors are joined.
 func (h *Host) Sweep(ctx context.Context, keepPod, keepContainer func(id string) bool) error {
 	procs, err := h.Processes(ctx)
 	if err != nil {
@@ -149,11 +154,23 @@ func (h *Host) Sweep(ctx context.Context, keepPod, keepContainer func(id string)
 	for id := range procs {
 		ids = append(ids, id)
 	}
-	for _, id := range ids {
-		if !keepContainer(id) {
-			errs = append(errs, h.DeleteContainer(ctx, id))
+	slices.Sort(ids)
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(sweepAtOnce)
+	for _, id := range slices.Compact(ids) {
+		if keepContainer(id) {
+			continue
 		}
+		g.Go(func() error {
+			err := h.DeleteContainer(ctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+			return nil
+		})
 	}
+	_ = g.Wait() // no errors
 	ids, err = names(h.podsDir())
 	errs = append(errs, err)
 	for _, id := range ids {

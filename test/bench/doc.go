@@ -11,6 +11,7 @@
 //	sandbox   one pod without containers at a time: RunPodSandbox, StopPodSandbox, RemovePodSandbox
 //	scale     such pods one after another, up to 500 at once, by how many are there; -plot FILE draws it
 //	parallel  many pods at once: rates, memory per pod, cost of the lists and figures
+//	recovery  pods, then kill -9 of the daemon: from its start to its first exact lists, 200 pods
 //	exec      ExecSync of true, one at a time, beside the OCI runtime's own exec by hand, and 50 at once
 //	log       container stdout to the CRI log file
 //

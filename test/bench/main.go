@@ -11,6 +11,9 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/test/harness"
@@ -30,10 +33,11 @@ type options struct {
 	logMiB   int
 	hostNet  bool
 
-	scalePods  int
-	plotFile   string
-	containerd string
-	crun       string
+	scalePods    int
+	recoveryPods int
+	plotFile     string
+	containerd   string
+	crun         string
 }
 
 func main() {
@@ -46,6 +50,7 @@ func main() {
 	flag.IntVar(&o.logMiB, "log-mib", 256, "MiB written to stdout in log")
 	flag.BoolVar(&o.hostNet, "hostnet", false, "pods on the host's network")
 	flag.IntVar(&o.scalePods, "scale-pods", 500, "pods in scale")
+	flag.IntVar(&o.recoveryPods, "recovery-pods", 200, "pods in recovery")
 	flag.StringVar(&o.plotFile, "plot", "", "file for an SVG plot of scale")
 	flag.StringVar(&o.containerd, "containerd", "", "a containerd to measure beside the gantry that is started; its shim lies beside it")
 	flag.StringVar(&o.crun, "crun", "", "a crun to measure beside runc, in the gantry that is started")
@@ -56,7 +61,7 @@ func main() {
 	}
 	for _, name := range tests {
 		if _, ok := table[name]; !ok {
-			log.Fatalf("no test %q: there are pod, sandbox, scale, parallel, exec, log", name)
+			log.Fatalf("no test %q: there are pod, sandbox, scale, parallel, recovery, exec, log", name)
 		}
 	}
 	if len(o.runtimes) == 0 {
@@ -96,7 +101,9 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 		defer func() { err = errors.Join(err, i.Close()) }()
 		state := filepath.Join(i.Dir, "run/runtimes")
 		o.runtimes = runtimes{{name: "gantry", processes: []string{i.Dir}, cri: i.Runtime, images: i.Image,
-			oci: []string{runc, "--root", filepath.Join(state, "runc")}}}
+			end: func(ctx context.Context) error { return endOf(ctx, i) }, kill: i.Kill, killAll: func() error { return killAll(i) },
+			restart: func(ctx context.Context, started func(time.Time)) error { return restart(ctx, i, started) },
+			oci:     []string{runc, "--root", filepath.Join(state, "runc")}}}
 		if o.crun != "" {
 			o.runtimes = append(o.runtimes, &criRuntime{name: "gantry crun", handler: "crun", processes: []string{i.Dir},
 				cri: i.Runtime, images: i.Image, oci: []string{o.crun, "--root", filepath.Join(state, "crun")}})
@@ -136,4 +143,37 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 		b.print(table[name].title(o), table[name].unit)
 	}
 	return nil
+}
+
+// endOf ends a gantry that has no pods, and its supervisor, which would end by itself after some seconds.
+func endOf(ctx context.Context, i *harness.Instance) error {
+	if err := i.Stop(); err != nil {
+		return err
+	}
+	for pids := i.SupervisorPIDs(); len(pids) > 0; pids = i.SupervisorPIDs() {
+		if err := unix.Kill(pids[0], unix.SIGTERM); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("ending supervisor %d: %w", pids[0], err)
+		}
+		if time.Sleep(10 * time.Millisecond); ctx.Err() != nil {
+			return fmt.Errorf("the supervisor has not ended: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
+// killAll kills a gantry's daemon and supervisor.
+func killAll(i *harness.Instance) error {
+	for _, pid := range append(i.SupervisorPIDs(), i.PID()) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return fmt.Errorf("killing process %d: %w", pid, err)
+		}
+	}
+	return i.Kill() // waits
+}
+
+func restart(ctx context.Context, i *harness.Instance, started func(time.Time)) error {
+	began := time.Now()
+	i.Started = func(int) { started(began) }
+	defer func() { i.Started = nil }()
+	return i.StartDaemon(ctx)
 }

@@ -91,6 +91,7 @@ socket_path = %q
 	}
 	undo = append(undo, reap, d.Close)
 	return &criRuntime{name: d.Name, processes: []string{dir, "containerd-shim"},
+		end: func(context.Context) error { return d.End(unix.SIGTERM) }, kill: func() error { return d.End(unix.SIGKILL) }, restart: d.Start,
 		oci: []string{runc, "--root", filepath.Join(peerState, "runc/k8s.io")}, cri: d.Runtime, images: d.Images}, end, nil
 }
 

@@ -25,6 +25,13 @@ type criRuntime struct {
 	oci           []string // its OCI runtime with the options that find its containers; empty: not known
 	cri           runtimeapi.RuntimeServiceClient
 	images        runtimeapi.ImageServiceClient
+
+	// Of a runtime that the bench has started; else nil.
+	end     func(context.Context) error // in order, with all that is its own
+	kill    func() error                // SIGKILL of the daemon
+	killAll func() error                // and of what else a pod's life depends on, all at once; nil: no pod would live on
+	// restart starts the daemon again, and calls started when the process is there, with the time of before.
+	restart func(ctx context.Context, started func(began time.Time)) error
 }
 
 // runtimes is the flag -rt.
@@ -98,6 +105,7 @@ func (b *bench) containerConfig(command ...string) *runtimeapi.ContainerConfig {
 // running is a pod with one running container.
 type running struct {
 	pod, container, log, cgroup string
+	config                      *runtimeapi.PodSandboxConfig
 }
 
 // start makes a pod and runs a container in it, and notes what each request took.
@@ -125,7 +133,7 @@ func (b *bench) start(ctx context.Context, r *criRuntime, s *sample, command ...
 	s.since("3 StartContainer", t)
 	s.since("= pod to running", began)
 	return running{pod: p.GetPodSandboxId(), container: c.GetContainerId(), log: filepath.Join(config.GetLogDirectory(), "c.log"),
-		cgroup: config.GetLinux().GetCgroupParent()}, nil
+		cgroup: config.GetLinux().GetCgroupParent(), config: config}, nil
 }
 
 // stop ends and removes what start has made.

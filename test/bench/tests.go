@@ -22,6 +22,7 @@ var table = map[string]struct {
 	"sandbox":  {(*bench).sandbox, func(*options) string { return "one pod at a time, without containers" }, "ms"},
 	"scale":    {(*bench).scale, func(o *options) string { return fmt.Sprintf("%d pods without containers", o.scalePods) }, "ms"},
 	"parallel": {(*bench).parallel, func(o *options) string { return fmt.Sprintf("%d pods, %d at a time", o.pods, o.atOnce) }, "ms unless named"},
+	"recovery": {(*bench).recovery, func(o *options) string { return fmt.Sprintf("recovery of %d pods", o.recoveryPods) }, "ms"},
 	"exec":     {(*bench).exec, func(*options) string { return "true in a running container" }, "ms"},
 	"log":      {(*bench).log, func(*options) string { return "container log throughput" }, "MiB/s"},
 }

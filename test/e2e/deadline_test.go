@@ -57,7 +57,7 @@ func (n *node) pods() []*runtimeapi.PodSandbox {
 }
 
 // pluginNode has a CNI plugin that calls itself well-behaved, but hangs in ADD while there is a file add-hangs in its
-// folder, and fails in DEL while there is a file del-fails.
+// folder, hangs in DEL while there is a file del-hangs, and fails in it while there is a file del-fails.
 func pluginNode(t *testing.T) (n *node, folder string) {
 	conf, bin := t.TempDir(), t.TempDir()
 	script(t, filepath.Join(bin, "moody"), fmt.Sprintf(`cd %s
@@ -65,7 +65,8 @@ case $CNI_COMMAND in
 ADD) [ ! -e add-hangs ] || exec sleep 1000
      touch added-$CNI_CONTAINERID
      echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.2/24"},{"address":"fd00:99::2/64"}]}';;
-DEL) [ ! -e del-fails ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"the switch is away"}'; exit 1; }
+DEL) while [ -e del-hangs ]; do sleep 0.05; done
+     [ ! -e del-fails ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"the switch is away"}'; exit 1; }
      rm -f added-$CNI_CONTAINERID;;
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}';;
 esac

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -37,6 +38,9 @@ type Daemon struct {
 	Runtime runtimeapi.RuntimeServiceClient
 	Images  runtimeapi.ImageServiceClient
 
+	path string
+	args []string
+	log  string
 	cmd  *exec.Cmd
 	conn *grpc.ClientConn
 }
@@ -47,37 +51,49 @@ func Start(ctx context.Context, cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
-	logs, err := os.Create(filepath.Join(cfg.Dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	defer logs.Close()
 	socket := filepath.Join(cfg.Dir, "sock")
-	d := &Daemon{Name: "containerd", Root: filepath.Join(cfg.Dir, "root")}
+	d := &Daemon{Name: "containerd", Root: filepath.Join(cfg.Dir, "root"), path: cfg.Path, log: filepath.Join(cfg.Dir, "log")}
 	if out, err := exec.CommandContext(ctx, cfg.Path, "--version").Output(); err == nil && len(strings.Fields(string(out))) > 2 {
 		d.Name += " " + regexp.MustCompile(`^v?([0-9.]*[0-9]).*`).ReplaceAllString(strings.Fields(string(out))[2], "$1")
 	}
-	d.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
+	d.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}))
 	if err != nil {
 		return nil, err
 	}
 	d.Runtime, d.Images = runtimeapi.NewRuntimeServiceClient(d.conn), runtimeapi.NewImageServiceClient(d.conn)
-	d.cmd = exec.Command(cfg.Path, "--config", config, "--root", d.Root, "--state", cfg.State, "--address", socket, "--log-level", "error")
-	d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(cfg.Path)+":"+os.Getenv("PATH")) // of its shim
-	d.cmd.Stdout, d.cmd.Stderr = logs, logs
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // harness.Reap knows its shims by not being in this session
-	if err := d.cmd.Start(); err != nil {
+	d.args = []string{"--config", config, "--root", d.Root, "--state", cfg.State, "--address", socket, "--log-level", "error"}
+	if err := d.Start(ctx, func(time.Time) {}); err != nil {
 		return nil, errors.Join(err, d.conn.Close())
 	}
+	return d, nil
+}
+
+// Start starts it after End, calls started when the process is there, with the time of before, and waits until it answers.
+func (d *Daemon) Start(ctx context.Context, started func(began time.Time)) error {
+	logs, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logs.Close()
+	d.cmd = exec.Command(d.path, d.args...)
+	d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(d.path)+":"+os.Getenv("PATH")) // of its shim
+	d.cmd.Stdout, d.cmd.Stderr = logs, logs
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // harness.Reap knows its shims by not being in this session
+	began := time.Now()
+	if err := d.cmd.Start(); err != nil {
+		return err
+	}
 	d.PID = d.cmd.Process.Pid
+	started(began)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		_, err := d.Images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 		if err == nil {
-			return d, nil
+			return nil
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			said, _ := os.ReadFile(logs.Name())
-			return nil, errors.Join(fmt.Errorf("it does not answer: %w\n%s", err, said), d.Close())
+			return errors.Join(fmt.Errorf("it does not answer: %w\n%s", err, said), d.End(syscall.SIGTERM))
 		}
 	}
 }
@@ -108,7 +124,18 @@ func (cfg *Config) write(ctx context.Context) (path string, err error) {
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-// Close ends the daemon.
-func (d *Daemon) Close() error {
-	return errors.Join(d.conn.Close(), d.cmd.Process.Signal(syscall.SIGTERM), d.cmd.Wait())
+// End ends the daemon; its pods run on.
+func (d *Daemon) End(sig syscall.Signal) error {
+	if err := d.cmd.Process.Signal(sig); err != nil {
+		return err
+	}
+	err := d.cmd.Wait()
+	var exit *exec.ExitError
+	if sig == syscall.SIGKILL && errors.As(err, &exit) {
+		return nil
+	}
+	return err
 }
+
+// Close ends the daemon and the clients.
+func (d *Daemon) Close() error { return errors.Join(d.conn.Close(), d.End(syscall.SIGTERM)) }
