@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test test-net test-vm test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log crictl clean
+.PHONY: help build install demo test test-net test-vm test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,7 @@ lint:     ## gofmt, go vet, staticcheck
 critest:  ## the Kubernetes CRI conformance suite against a real instance (root)
 	@hack/test.sh critest
 
-crash-matrix: ## kill the daemon at every change that it makes in every RPC, start it, compare everything (root)
+crash-matrix: ## kill the daemon, or the supervisor, at every change that it makes in every RPC, and compare everything (root)
 	@hack/test.sh crash-matrix
 
 guards:   ## take each security guard out in turn: a test must fail (root)
@@ -53,6 +53,9 @@ bench-net: ## pods' networks measured against containerd, one pod and up to 500;
 
 bench-log: ## containers' output to their logs measured against Debian's containerd and conmon, where installed (root)
 	@hack/bench-log.sh
+
+bench-recovery: ## 200 pods, kill -9, until the first exact list; beside containerd, when it was built for bench-net (root)
+	@hack/bench-recovery.sh
 
 crictl:   ## build bin/crictl, to talk to a gantry
 	@hack/build.sh crictl

@@ -22,15 +22,18 @@ import (
 )
 
 // settleTime is what goes on behind answers at most: files being deleted, the kernel taking namespaces apart.
-const settleTime = time.Minute
+const settleTime = 30 * time.Second
 
 // Books waits until the instance has of every pod and container that it lists what belongs to it, and nothing that
 // belongs to another: records, directories, mounts, network, cgroups. Nothing may be under way.
 func Books(ctx context.Context, i *harness.Instance) error {
 	for deadline := time.Now().Add(settleTime); ; time.Sleep(10 * time.Millisecond) {
 		err := books(ctx, i)
-		if err == nil || ctx.Err() != nil || time.Now().After(deadline) {
+		if err == nil || time.Now().After(deadline) {
 			return err
+		}
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), err)
 		}
 	}
 }
@@ -39,6 +42,7 @@ func Books(ctx context.Context, i *harness.Instance) error {
 type listed struct {
 	pods       []string // ids, sorted, as all below
 	attached   []string // pods that are ready and have a network of their own
+	inits      []string // pods that are ready and have a shared PID namespace
 	ports      []string // those of them that have host ports
 	containers []string
 	running    []string
@@ -62,8 +66,12 @@ func list(ctx context.Context, i *harness.Instance) (l listed, err error) {
 		if err != nil {
 			return l, err
 		}
-		if status.GetStatus().GetLinux().GetNamespaces().GetOptions().GetNetwork() != runtimeapi.NamespaceMode_NODE {
+		namespaces := status.GetStatus().GetLinux().GetNamespaces().GetOptions()
+		if namespaces.GetNetwork() == runtimeapi.NamespaceMode_POD {
 			l.attached = append(l.attached, p.GetId())
+		}
+		if namespaces.GetPid() == runtimeapi.NamespaceMode_POD {
+			l.inits = append(l.inits, p.GetId())
 		}
 		if p.GetAnnotations()[HostPorts] != "" {
 			l.ports = append(l.ports, p.GetId())
@@ -98,7 +106,7 @@ func books(ctx context.Context, i *harness.Instance) error {
 	}
 	errs := []error{
 		names(i, "root/pods", spare, withShadows(l.pods)), names(i, "root/containers", spare, withShadows(l.containers)),
-		names(i, "run/pods", nil, l.pods), names(i, "run/containers", nil, l.containers),
+		names(i, "run/pods", nil, l.pods), names(i, "run/containers", nil, slices.Concat(l.containers, l.inits)),
 		names(i, "run/rootfs", nil, l.containers), names(i, "root/images/containers", nil, l.containers),
 		names(i, "root/checkpoints", nil, nil), names(i, "root/quarantine", nil, nil),
 		same("pods with a lease", l.attached, holders(i, "root/cni/networks/*/leases", func(_ string, v json.RawMessage) (pod string, err error) {
@@ -242,20 +250,14 @@ var idInName = regexp.MustCompile(`^(?:gantry-)?([0-9a-f]{64})(?:\.scope)?$`)
 func cgroups(l listed) error {
 	var errs []error
 	found := map[string]bool{}
-	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // removed meanwhile
-		}
-		if err != nil || !e.IsDir() {
-			return err
-		}
-		if m := idInName.FindStringSubmatch(e.Name()); m != nil {
+	paths, err := harness.Cgroups()
+	for _, path := range paths {
+		if m := idInName.FindStringSubmatch(filepath.Base(path)); m != nil {
 			if found[m[1]] = true; !slices.Contains(l.containers, m[1]) && !slices.Contains(l.pods, m[1]) { // the init of a pod
 				errs = append(errs, fmt.Errorf("cgroup of nobody's: %s", path))
 			}
 		}
-		return nil
-	})
+	}
 	for _, id := range l.running {
 		if !found[id] {
 			errs = append(errs, fmt.Errorf("container %s runs without a cgroup", id))

@@ -33,6 +33,10 @@ func (b *bench) recovery(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%s: filling it: %w", r.name, err)
 		}
+		made, err := r.ask(ctx)
+		if err != nil || len(made.pods) != len(all) || len(made.containers) < len(all) {
+			return fmt.Errorf("%s: of %d pods it lists %d, with %d containers: %w", r.name, len(all), len(made.pods), len(made.containers), err)
+		}
 		for range b.rounds {
 			if err := b.recover(ctx, r, "1 kill -9", r.kill); err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)

@@ -4,20 +4,18 @@ import (
 	"context"
 	"math/rand/v2"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
+	"github.com/gantry-cri/gantry/test/audit"
 	"github.com/gantry-cri/gantry/test/harness"
 	"github.com/gantry-cri/gantry/test/killpoint"
 )
 
-// sampleTime is how long a sample takes, with the count of all points, which takes a quarter of it.
+// sampleTime is how long a sample takes.
 const sampleTime = 35 * time.Second
 
 // The daemon is killed at a change that it makes in an RPC, and started again: see doc.go. By itself the test takes a
@@ -55,9 +53,10 @@ type matrix struct {
 	random *rand.Rand
 	starts int // changes that a start makes
 
-	killed, killedAgain int
-	failures            int
-	spoilt              bool // by a failure
+	killed, killedAgain, killedBoth, killedSupervisor int
+
+	failures int
+	spoilt   bool // by a failure
 }
 
 func (m *matrix) operation(name string) operation {
@@ -98,12 +97,15 @@ func (w *world) startTraced(at killpoint.Point) (report killpoint.Report, err er
 // all runs every point: those before a change with one death, those after it with a second one somewhere in the start;
 // and with both where something goes on while the daemon is dead (see killpoint.Report.GoesOn). Else to die after a
 // change is what it is to die before the next.
+// Every other one is of a daemon that has just been started, and one in four takes the supervisor with it. Then all those
+// of the supervisor, before and after.
 func (m *matrix) all() {
-	began := time.Now()
-	for _, o := range operations() {
+	began, chosen := time.Now(), chosen()
+	for _, o := range chosen {
 		points, opBegan := m.killed, time.Now()
 		for n := 1; ; n++ {
 			before, after := point{operation: o.name, first: killpoint.Point{N: n}}, point{operation: o.name, first: killpoint.Point{N: n, After: true}}
+			before.cold, after.cold = n%2 == 0, n%2 == 1
 			report := m.run(o, before)
 			if !report.Killed {
 				break
@@ -113,12 +115,35 @@ func (m *matrix) all() {
 				before.again = m.drawAgain()
 				m.run(o, before)
 			}
-			after.again = m.drawAgain()
+			after.again, after.both = m.drawAgain(), n%2 == 0 && !o.alone
 			m.run(o, after)
 		}
-		m.t.Logf("%s: %d deaths in %.0f s", o.name, m.killed-points, time.Since(opBegan).Seconds())
+		daemon := m.killed - points
+		for n := 1; ; n++ {
+			p := point{supervisor: true, operation: o.name, first: killpoint.Point{N: n}}
+			report := m.run(o, p)
+			if !report.Killed {
+				break
+			}
+			if p.first.After = true; report.GoesOn() {
+				m.run(o, p)
+			}
+		}
+		m.t.Logf("%s: %d deaths of the daemon and %d of the supervisor in %.0f s", o.name, daemon, m.killed-points-daemon, time.Since(opBegan).Seconds())
 	}
-	m.t.Logf("%d deaths in %d operations, and %d in the start after one: %.0f s", m.killed, len(operations()), m.killedAgain, time.Since(began).Seconds())
+	m.t.Logf("%d deaths in %d operations, %d of the supervisor with the daemon and %d of it alone, and %d of the daemon in the start after one: %.0f s",
+		m.killed, len(chosen), m.killedBoth, m.killedSupervisor, m.killedAgain, time.Since(began).Seconds())
+}
+
+// chosen are the operations that GANTRY_CRASH_ALL matches, a regular expression of whole names; 1 is all of them.
+func chosen() (list []operation) {
+	all := operations()
+	only := os.Getenv("GANTRY_CRASH_ALL")
+	if only == "1" {
+		return all
+	}
+	match := regexp.MustCompile("^(?:" + only + ")$")
+	return slices.DeleteFunc(all, func(o operation) bool { return !match.MatchString(o.name) })
 }
 
 // mostSpoilt is how many failures end a run.
@@ -140,28 +165,47 @@ func (m *matrix) drawAgain() killpoint.Point {
 	return killpoint.Point{N: 1 + m.random.IntN(m.starts*5/4), After: m.random.IntN(2) == 0}
 }
 
-// sample counts the points and runs some.
+// firstGuess is of the changes that an operation makes.
+const firstGuess = 32
+
+// sample runs points for a while. How many changes an operation makes is guessed, and known as soon as one is survived.
 func (m *matrix) sample() {
-	end := time.Now().Add(sampleTime)
-	all, counts, points := operations(), []int{}, 0
-	for _, o := range all {
-		var report, again killpoint.Report
-		m.live(o, point{operation: o.name}, &report, &again)
-		counts = append(counts, len(report.Changes))
-		points += 2 * len(report.Changes)
-		if m.t.Failed() {
-			m.t.Fatalf("%s, with nobody killed", o.name)
-		}
+	type kind struct {
+		operation  string
+		supervisor bool
 	}
-	for first := true; (first || time.Now().Before(end)) && !m.t.Failed(); first = false {
-		i := m.random.IntN(len(all))
-		p := point{operation: all[i].name, first: killpoint.Point{N: 1 + m.random.IntN(counts[i]), After: m.random.IntN(2) == 0}}
-		if m.random.IntN(2) == 0 {
+	guesses := map[kind]int{}
+	all := operations()
+	for end := time.Now().Add(sampleTime); time.Now().Before(end) && !m.t.Failed(); {
+		o := all[m.random.IntN(len(all))]
+		p := point{operation: o.name, cold: m.random.IntN(2) == 0, first: killpoint.Point{After: m.random.IntN(2) == 0}}
+		switch m.random.IntN(6) {
+		case 0, 1:
 			p.again = m.drawAgain()
+		case 2:
+			p.both = !o.alone && !o.start
+		case 3:
+			p.supervisor = !o.start
 		}
-		m.run(all[i], p)
+		of := kind{o.name, p.supervisor}
+		guess, known := guesses[of]
+		switch {
+		case !known:
+			guess = firstGuess
+		case guess == 0:
+			continue // it makes none
+		}
+		p.first.N = 1 + m.random.IntN(guess)
+		switch report := m.run(o, p); {
+		case !report.Killed:
+			guess = len(report.Changes)
+		case p.first.N > guess/2:
+			guess *= 2
+		}
+		guesses[of] = guess
 	}
-	m.t.Logf("%d deaths, %d of them in the start after another, of %d points and %d changes of a start", m.killed+m.killedAgain, m.killedAgain, points, m.starts)
+	m.t.Logf("%d deaths, %d of them of the supervisor too, %d of it alone, and %d in the start after one, which makes %d changes",
+		m.killed+m.killedAgain, m.killedBoth, m.killedSupervisor, m.killedAgain, m.starts)
 }
 
 // run runs one point as a test of its own.
@@ -182,6 +226,12 @@ func (m *matrix) run(o operation, p point) killpoint.Report {
 	m.spoilt = m.spoilt || !ok
 	if report.Killed {
 		m.killed++
+		if p.both {
+			m.killedBoth++
+		}
+		if p.supervisor {
+			m.killedSupervisor++
+		}
 	}
 	if again.Killed {
 		m.killedAgain++
@@ -189,46 +239,43 @@ func (m *matrix) run(o operation, p point) killpoint.Report {
 	return report
 }
 
-// live brings a subject to where the operation begins, has the daemon die in it, and requires that all is well.
+// live brings a subject to where the operation begins, has a program die in it, and requires that all is well.
 func (w *world) live(o operation, p point, first, second *killpoint.Report) {
 	w.t.Helper()
-	s := w.subject("subject", o.change...)
+	s := w.subject("subject", o)
 	s.bring(o.from)
 	if o.prepare != nil {
 		o.prepare(s)
 	}
-	trace, err := killpoint.Attach(w.PID(), p.first)
-	w.must("tracing the daemon", err)
-	answer := o.do(s)
-	for pid, end := w.PID(), time.Now().Add(5*time.Second); answer == nil && killpoint.Alive(pid) && !w.quiet() && time.Now().Before(end); {
-		time.Sleep(5 * time.Millisecond) // what goes on behind an answer
+	if p.cold {
+		w.must("ending the daemon", w.Kill())
+		w.must("starting the daemon", w.StartDaemon(context.Background()))
 	}
-	*first, err = trace.End()
-	w.must("tracing the daemon", err)
-	if !first.Killed {
-		w.must(o.name, answer)
-	} else {
-		if answer != nil && status.Code(answer) != codes.Unavailable {
-			w.t.Errorf("the client of the dead daemon got %v", answer)
-		}
-		w.must("waiting for the daemon", w.Kill())
+	s.unknown = p.supervisor || p.both
+	var answer error
+	switch {
+	case o.start:
+		w.must("ending the daemon", w.Kill())
 		s.tellSibling()
-		if p.again.N > 0 {
-			*second, err = w.startTraced(p.again)
-		} else {
-			err = w.StartDaemon(context.Background())
-		}
+		var err error
+		*first, err = w.startTraced(p.first)
 		w.must("starting the daemon", err)
+	case p.supervisor:
+		answer = s.dieAtSupervisor(o, p, first)
+	default:
+		answer = s.die(o, p, first, second)
+	}
+	books := func() { w.must("comparing the books", audit.Books(w.context(), w.Instance)) }
+	if first.Killed {
 		o.found(s)
 		s.checkSibling(o.kills)
-	}
-	if first.Killed && answer != nil && !p.first.After {
-		again := o.again
-		if again == nil {
-			again = o.do
+		if !p.supervisor { // nobody but the caller brings to its end what a daemon was told, and lives to remember
+			books()
 		}
-		answer = again(s)
-		w.must("asking again", answer)
+	}
+	if first.Killed && answer != nil && (p.supervisor || !p.first.After) {
+		answer = s.askAgain(o, p)
+		books()
 	}
 	if answer == nil {
 		o.done(s)
@@ -236,33 +283,4 @@ func (w *world) live(o operation, p point, first, second *killpoint.Report) {
 	s.mustRemove()
 	w.must("removing the image", s.removePulled())
 	w.rest()
-}
-
-// tellSibling has it end with a code of its own, if it has not ended.
-func (s *subject) tellSibling() {
-	s.t.Helper()
-	if s.sibling.pid > 0 && killpoint.Alive(s.sibling.pid) {
-		s.must("telling the sibling", unix.Kill(s.sibling.pid, unix.SIGUSR1))
-		s.eventually("the sibling has ended", func() bool { return !killpoint.Alive(s.sibling.pid) })
-	}
-}
-
-// checkSibling requires that it has ended with the code that it was told, or was killed with its pod.
-func (s *subject) checkSibling(killed bool) {
-	s.t.Helper()
-	if s.sibling.pid == 0 {
-		return
-	}
-	codes := []int32{exitTold}
-	if killed {
-		codes = append(codes, exitKilled)
-		if got, _ := s.status(&s.sibling); got == nil {
-			return
-		}
-	}
-	s.eventually("the sibling is exited", func() bool {
-		got, _ := s.status(&s.sibling)
-		return got == nil || got.GetState().String() == "CONTAINER_EXITED"
-	})
-	s.wantExit(&s.sibling, false, codes...)
 }

@@ -2,6 +2,7 @@ package crash
 
 import (
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -13,18 +14,23 @@ import (
 
 // operation is an RPC that the daemon is killed in.
 type operation struct {
-	name    string
-	change  []podChange
-	from    stage            // of the subject when it is sent
-	prepare func(s *subject) // what it needs beside; may be nil
-	do      func(s *subject) error
-	again   func(s *subject) error // as its caller asks after a crash; nil: as before
+	name      string
+	pod       []podChange
+	container func(*runtimeapi.ContainerConfig) // changes ctr; may be nil
+	from      stage                             // of the subject when it is sent
+	prepare   func(s *subject)                  // what it needs beside; may be nil
+	do        func(s *subject) error
+	again     func(s *subject) error // as its caller asks after a crash; nil: as before
 	// found requires that what is there after the crash is what may be, and learns the ids of what the caller was not told.
 	found func(s *subject)
 	// done requires that it is what it must be when do has succeeded.
 	done func(s *subject)
 	// kills: it ends the sibling too.
 	kills bool
+	// alone: ctr has what ends with daemon and supervisor, a terminal say.
+	alone bool
+	// start: it is no request, but the daemon's start.
+	start bool
 }
 
 const pulled = "registry.k8s.io/pause:3.9" // of few files, none of which busybox has
@@ -41,12 +47,17 @@ func operations() []operation {
 	}
 	stopPod := operation{from: running, do: (*subject).stopPod, found: (*subject).maybeStopped, done: (*subject).isStopped, kills: true}
 	removePod := operation{from: running, do: (*subject).removePod, found: (*subject).maybeStopped, done: (*subject).isRemoved, kills: true}
-	return []operation{
+	all := []operation{
 		run.of("RunPodSandbox", hostPort),
 		run.of("RunPodSandbox+sharedPID", hostPort, sharedPID),
 		run.of("RunPodSandbox+userNamespace", hostPort, userNamespace),
+		run.of("RunPodSandbox+hostNetwork", hostNetwork), run.of("RunPodSandbox+bandwidth", bandwidth),
 		create.of("CreateContainer"), create.of("CreateContainer+userNamespace", userNamespace),
+		create.with("CreateContainer+terminal", terminal), create.with("CreateContainer+imageVolume", imageVolume),
 		start.of("StartContainer"), start.of("StartContainer+sharedPID", sharedPID),
+		start.with("StartContainer+terminal", terminal), start.with("StartContainer+stdinOnce", stdinOnce),
+		execSync().of("ExecSync"), session().of("Exec"), attachSession().of("Attach"),
+		exit().of("exit"), exit().of("exit+sharedPID", sharedPID),
 		stopContainer().of("StopContainer"), removeContainer().of("RemoveContainer"),
 		stopPod.of("StopPodSandbox", hostPort),
 		stopPod.of("StopPodSandbox+sharedPID", hostPort, sharedPID),
@@ -54,12 +65,24 @@ func operations() []operation {
 		removePod.of("RemovePodSandbox+sharedPID", sharedPID),
 		removePod.of("RemovePodSandbox+userNamespace", userNamespace),
 		updateResources().of("UpdateContainerResources"), reopenLog().of("ReopenContainerLog"),
+		updatePod().of("UpdatePodSandboxResources"), updateConfig().of("UpdateRuntimeConfig"),
+		restart().of("start", hostPort),
 		pullImage().of("PullImage"), removeImage().of("RemoveImage"),
 	}
+	if exec.Command("criu", "check").Run() == nil { // CRIU is there, and can work on this kernel
+		all = append(all, checkpoint().of("CheckpointContainer"))
+	}
+	return all
 }
 
 func (o operation) of(name string, change ...podChange) operation {
-	o.name, o.change = name, change
+	o.name, o.pod = name, change
+	return o
+}
+
+// with is for a container of another kind. What a terminal and stdin are made of does not outlive daemon and supervisor.
+func (o operation) with(name string, change func(*runtimeapi.ContainerConfig)) operation {
+	o.name, o.container, o.alone = name, change, true
 	return o
 }
 
@@ -77,7 +100,7 @@ func (s *subject) foundPod() {
 			s.t.Errorf("pod %s became %s", s.id, p.GetId())
 		}
 		s.id = p.GetId()
-		s.wantAddresses(2)
+		s.wantAddresses(s.addresses)
 	}
 }
 
@@ -141,6 +164,7 @@ func (s *subject) maybeStarted() {
 	case status == nil:
 		s.t.Error("the container is gone")
 	case state == runtimeapi.ContainerState_CONTAINER_RUNNING && killpoint.Alive(pid):
+	case s.unknown && state == runtimeapi.ContainerState_CONTAINER_EXITED && status.GetReason() == "StartError":
 	case state != runtimeapi.ContainerState_CONTAINER_CREATED:
 		s.t.Errorf("a container that was being started is %v, process %d", status, pid)
 	}
@@ -160,6 +184,8 @@ func (s *subject) wantExit(c *container, mayRun bool, codes ...int32) {
 	status, pid := s.status(c)
 	switch state := status.GetState(); {
 	case mayRun && state == runtimeapi.ContainerState_CONTAINER_RUNNING && pid == c.pid && killpoint.Alive(pid):
+	case s.unknown && len(codes) > 0 && state == runtimeapi.ContainerState_CONTAINER_EXITED && status.GetReason() == "Unknown" &&
+		status.GetExitCode() == exitUnknown && status.GetMessage() != "":
 	case state != runtimeapi.ContainerState_CONTAINER_EXITED || !slices.Contains(codes, status.GetExitCode()):
 		s.t.Errorf("container %s, with process %d before, is %v with process %d; may run: %v, exit codes %v", c.config.Metadata.Name, c.pid, status, pid, mayRun, codes)
 	}
@@ -198,7 +224,10 @@ func removeContainer() operation {
 	}
 }
 
-const exitKilled = 137
+const (
+	exitKilled  = 137
+	exitUnknown = 255 // nobody knows, as the supervisor was dead
+)
 
 // maybeStopped: the pod may be as before, or gone, or anything between that its caller can stop and remove.
 func (s *subject) maybeStopped() {
@@ -208,7 +237,7 @@ func (s *subject) maybeStopped() {
 	}
 	for _, p := range pods {
 		if p.GetState() == runtimeapi.PodSandboxState_SANDBOX_READY {
-			s.wantAddresses(2)
+			s.wantAddresses(s.addresses)
 		}
 	}
 	if status, _ := s.status(&s.ctr); status != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ type world struct {
 	audit  func() error // that nothing is there beside steady, and nothing of it is missing
 	store  []string     // entries of the image store with steady alone
 	whole  []string     // its layers with the image that is pulled
+
+	subnets string
 }
 
 var worlds int // made so far
@@ -40,17 +43,17 @@ func newWorld(t testing.TB) *world {
 	t.Helper()
 	killpoint.Require(t)
 	worlds++
-	w := &world{t: t, Instance: harness.New(t, harness.Config{
-		Registry: harness.Registry(t), Subnets: fmt.Sprintf("10.211.%d.0/24,fd00:211:%d::/64", worlds, worlds),
-	})}
+	w := &world{t: t, subnets: fmt.Sprintf("10.211.%d.0/24,fd00:211:%d::/64", worlds, worlds)}
+	w.Instance = harness.New(t, harness.Config{Registry: harness.Registry(t), Subnets: w.subnets, TOML: "max_checkpoint = \"256MiB\"\n"})
+	w.reap()
 	w.pull(images.Busybox)
-	w.steady = w.subject("steady")
+	w.steady = w.subject("steady", operation{})
 	for _, c := range []*container{&w.steady.ctr, &w.steady.sibling} {
 		c.config.Command = []string{"sh", "-c", "echo ready; exec sleep 100000"}
 	}
 	w.steady.bring(running)
 	// The first life makes what then stays, such as lock files.
-	first := w.subject("first", hostPort, sharedPID)
+	first := w.subject("first", operation{pod: []podChange{hostPort, sharedPID}})
 	first.bring(running)
 	first.mustRemove()
 	w.pull(pulled)
@@ -68,6 +71,27 @@ func newWorld(t testing.TB) *world {
 		}
 	})
 	return w
+}
+
+// reap collects, until the test ends, what has lost its supervisor, as a node's init does: a PID namespace ends when all
+// in it have been waited for.
+func (w *world) reap() {
+	end := make(chan bool)
+	var reaping sync.WaitGroup
+	reaping.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(20 * time.Millisecond):
+				harness.Reap()
+			}
+		}
+	})
+	w.t.Cleanup(func() {
+		close(end)
+		reaping.Wait()
+	})
 }
 
 // context bounds a single request, clean-up included; no test needs as long for one.
@@ -197,21 +221,8 @@ type subject struct {
 	config       *runtimeapi.PodSandboxConfig
 	id           string
 	ctr, sibling container
-}
-
-type podChange func(*runtimeapi.PodSandboxConfig)
-
-func hostPort(c *runtimeapi.PodSandboxConfig) {
-	c.PortMappings = []*runtimeapi.PortMapping{{Protocol: runtimeapi.Protocol_TCP, HostPort: 18080, ContainerPort: 80}}
-}
-
-func sharedPID(c *runtimeapi.PodSandboxConfig) {
-	c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-}
-
-func userNamespace(c *runtimeapi.PodSandboxConfig) {
-	ids := []*runtimeapi.IDMapping{{HostId: 100_000, Length: 65536}}
-	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
+	addresses    int  // that the pod has
+	unknown      bool // a supervisor has died, and exit codes with it
 }
 
 // Exit codes of the script.
@@ -224,7 +235,8 @@ const (
 // shell waits is answered when it has waited.
 const script = `trap 'exit 3' TERM; trap 'exit 7' USR1; trap 'echo again' USR2; echo ready; while :; do sleep 1 & wait $!; done`
 
-func (w *world) subject(name string, change ...podChange) *subject {
+// subject is one as the operation wants it, of which nothing is there yet.
+func (w *world) subject(name string, o operation) *subject {
 	w.t.Helper()
 	logs := filepath.Join(w.LogDir, name)
 	w.must("removing the last subject's logs", os.RemoveAll(logs)) // which says "ready"
@@ -235,8 +247,11 @@ func (w *world) subject(name string, change ...podChange) *subject {
 		Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/kubepods/pod-" + name,
 			SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: namespaces}},
 	}}
-	for _, f := range change {
+	for _, f := range o.pod {
 		f(s.config)
+	}
+	if s.config.Linux.SecurityContext.NamespaceOptions.Network == runtimeapi.NamespaceMode_POD {
+		s.addresses = 2
 	}
 	for name, c := range map[string]*container{"ctr": &s.ctr, "sibling": &s.sibling} {
 		c.config = &runtimeapi.ContainerConfig{
@@ -245,6 +260,9 @@ func (w *world) subject(name string, change ...podChange) *subject {
 			Linux: &runtimeapi.LinuxContainerConfig{Resources: &runtimeapi.LinuxContainerResources{CpuShares: 256},
 				SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: namespaces}},
 		}
+	}
+	if o.container != nil {
+		o.container(s.ctr.config)
 	}
 	return s
 }
@@ -339,13 +357,16 @@ func (s *subject) waitLine(c *container, text string) {
 	s.t.Helper()
 	s.eventually("the log ends with "+text, func() bool {
 		body, err := os.ReadFile(s.log(c))
-		return err == nil && strings.HasSuffix(string(body), " stdout F "+text+"\n")
+		return err == nil && strings.HasSuffix(strings.TrimSuffix(strings.TrimSuffix(string(body), "\n"), "\r"), " stdout F "+text)
 	})
 }
 
 // status is nil when there is no such container.
 func (s *subject) status(c *container) (*runtimeapi.ContainerStatus, int) {
 	s.t.Helper()
+	if c.id == "" {
+		return nil, 0
+	}
 	list := func() []*runtimeapi.Container {
 		resp, err := s.Runtime.ListContainers(s.context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{Id: c.id}})
 		s.must("listing containers", err)
@@ -366,36 +387,4 @@ func (s *subject) status(c *container) (*runtimeapi.ContainerStatus, int) {
 		s.t.Errorf("the list says %v, the status %v, the list %v", before, state, after)
 	}
 	return resp.GetStatus(), info.PID
-}
-
-// unchanged requires that all runs as it did when it was settled.
-func (s *subject) unchanged() {
-	s.t.Helper()
-	if pod := s.pods(); len(pod) != 1 || pod[0].GetId() != s.id || pod[0].GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
-		s.t.Errorf("pod %s became %v", s.id, pod)
-	}
-	for _, c := range []*container{&s.ctr, &s.sibling} {
-		status, pid := s.status(c)
-		if status.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING || pid != c.pid || !killpoint.Alive(pid) {
-			s.t.Errorf("container %s with process %d became %v with process %d", c.config.Metadata.Name, c.pid, status, pid)
-		}
-	}
-}
-
-// pods are those with the subject's name.
-func (s *subject) pods() []*runtimeapi.PodSandbox {
-	s.t.Helper()
-	resp, err := s.Runtime.ListPodSandbox(s.context(), &runtimeapi.ListPodSandboxRequest{Filter: &runtimeapi.PodSandboxFilter{LabelSelector: s.config.Labels}})
-	s.must("listing pods", err)
-	return resp.GetItems()
-}
-
-// containers are the subject's with the name of c.
-func (s *subject) containers(c *container) (list []*runtimeapi.Container) {
-	s.t.Helper()
-	resp, err := s.Runtime.ListContainers(s.context(), &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{LabelSelector: s.config.Labels}})
-	s.must("listing containers", err)
-	return slices.DeleteFunc(resp.GetContainers(), func(got *runtimeapi.Container) bool {
-		return got.GetMetadata().GetName() != c.config.Metadata.Name
-	})
 }

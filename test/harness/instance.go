@@ -190,9 +190,10 @@ func (i *Instance) StartDaemon(ctx context.Context) error {
 func (i *Instance) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
+	exited := i.exited
 	go func() { // a daemon that has ended will not answer
 		select {
-		case <-i.exited:
+		case <-exited:
 			cancel()
 		case <-ctx.Done():
 		}

@@ -96,15 +96,33 @@ func (s snapshot) nftables() error {
 
 // cgroups lists the groups of all hierarchies, but those that systemd keeps when nothing is in them any more.
 func (s snapshot) cgroups() error {
-	return filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
+	paths, err := Cgroups()
+	for _, path := range paths {
+		if !(systemd() && strings.HasSuffix(path, ".slice")) {
+			s["cgroup "+path] = true
+		}
+	}
+	return err
+}
+
+// Cgroups are the groups of all hierarchies. Where that of hugetlb is only a directory, tests that run beside these have
+// made it, and mounted in a namespace of theirs; see MountHugetlb.
+func Cgroups() (paths []string, err error) {
+	var above, here unix.Stat_t
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // removed meanwhile
 		}
-		if err == nil && e.IsDir() && !(systemd() && strings.HasSuffix(path, ".slice")) {
-			s["cgroup "+path] = true
+		if err != nil || !e.IsDir() {
+			return err
 		}
-		return err
+		if path == hugetlbMount && unix.Stat(filepath.Dir(path), &above) == nil && unix.Stat(path, &here) == nil && above.Dev == here.Dev {
+			return fs.SkipDir
+		}
+		paths = append(paths, path)
+		return nil
 	})
+	return paths, err
 }
 
 func (s snapshot) processes() error {
