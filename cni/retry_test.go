@@ -166,6 +166,7 @@ func TestStartIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.turn()
+	n.cfg.pace.settle = time.Minute // what hangs no more may take what it takes
 	n.open()
 	if err := n.GC(n.ctx, nil); err != nil {
 		t.Error(err)
