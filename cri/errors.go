@@ -33,6 +33,8 @@ func toStatus(err error) error {
 // what the kubelet understands by NotFound; it would take a failed stop for done.
 func code(err error) codes.Code {
 	switch {
+	case usedUp(err): // before all others: what failed for it may have been taken for something else
+		return codes.ResourceExhausted
 	case errors.Is(err, crierrors.ErrRegistryUnavailable), errors.Is(err, crierrors.ErrSignatureValidationFailed):
 		// The kubelet looks for these words at the beginning of the text of a
 		// failed pull, and its client takes gRPC's own words from there only
@@ -56,8 +58,7 @@ func code(err error) codes.Code {
 		return codes.Unimplemented
 	case errdefs.IsDataLoss(err):
 		return codes.DataLoss
-	case errdefs.IsResourceExhausted(err), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT),
-		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
+	case errdefs.IsResourceExhausted(err), errors.Is(err, syscall.EAGAIN): // of fork(2): processes
 		return codes.ResourceExhausted
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return codes.DeadlineExceeded
@@ -72,4 +73,14 @@ func code(err error) codes.Code {
 	default:
 		return codes.Unknown
 	}
+}
+
+// usedUp says whether the node had too little of something.
+func usedUp(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -50,11 +52,32 @@ func (h *Host) Exec(ctx context.Context, id string, process *specs.Process, ids 
 		return ExecResult{}, err
 	}
 	code, err := h.sup.Exec(ctx, supervisor.ExecRequest{ID: id, Process: spec, Stdout: out.w, Stderr: errOut.w})
+	if err != nil && ctx.Err() == nil {
+		err = withLastWord(err, errOut.finish(time.Now().Add(lastWordTime)))
+	}
 	if err != nil {
 		return ExecResult{}, err
 	}
 	drained := time.Now().Add(execDrain) // for both: who holds one usually holds the other
 	return ExecResult{Stdout: out.finish(drained), Stderr: errOut.finish(drained), ExitCode: code}, nil
+}
+
+// lastWordTime is how long an OCI runtime's last word may take after its end.
+const lastWordTime = 100 * time.Millisecond
+
+// withLastWord adds what the OCI runtime said of its failure where its error was
+// to go that would have been the process': the C and Go libraries know no other.
+func withLastWord(err error, said []byte) error {
+	line, _, _ := strings.Cut(strings.TrimSpace(string(said[:min(len(said), 200)])), "\n")
+	if line == "" || errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+		return err
+	}
+	for _, words := range []string{"resource temporarily unavailable", "failed to create new os thread"} {
+		if strings.Contains(strings.ToLower(line), words) {
+			return fmt.Errorf("%w: %s: it may start no more processes or threads: %w", err, line, errdefs.ErrResourceExhausted)
+		}
+	}
+	return fmt.Errorf("%w: %q", err, line)
 }
 
 // capture reads one stream of a process into memory, in a goroutine that

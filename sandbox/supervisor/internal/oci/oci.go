@@ -106,6 +106,9 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s %s: %s", filepath.Base(e.Path), e.Name, e.Message)
 }
 
+// Unwrap returns what the runtime had too little of, an errno, or nil.
+func (e *Error) Unwrap() error { return usedUp(e.Message) }
+
 // Run runs the command to its end. When ctx ends first, and c.Grace has passed,
 // the command's process group is killed and ctx's error returned.
 func (r *Runner) Run(ctx context.Context, c Command) error {
@@ -298,5 +301,9 @@ func ReadNow(f *os.File) string {
 	}
 	n := 0
 	_ = raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf) })
-	return clip(string(buf[:max(n, 0)]))
+	text := string(buf[:max(n, 0)])
+	if line := usedUpLine(text); line != "" && len(text) > maxText { // pages of stacks and registers follow
+		return line
+	}
+	return clip(text)
 }
