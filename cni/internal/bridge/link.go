@@ -67,24 +67,21 @@ func (v *veth) create(host *rtnl) error {
 		str(unix.IFLA_IFNAME, v.host), u32(unix.IFLA_MTU, uint32(v.mtu)), u32(unix.IFLA_MASTER, uint32(v.bridge)), oneQueue[0], oneQueue[1],
 		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "veth"), nest(unix.IFLA_INFO_DATA, peer)))
 	// A second message, because a bridge port has options only once it is one.
-	attrs := []*nl.RtAttr{str(unix.IFLA_IFNAME, v.host), nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_SLAVE_KIND, "bridge"),
-		nest(unix.IFLA_INFO_SLAVE_DATA, nl.NewRtAttr(unix.IFLA_BRPORT_MODE, nl.Uint8Attr(flag(v.hairpin)))))}
-	if haveIPv6() {
-		attrs = append(attrs, noLinkLocal())
-	}
-	set := request(unix.RTM_NEWLINK, 0, ifinfo(0, true), attrs...)
+	set := setUp(0, str(unix.IFLA_IFNAME, v.host))
+	set[len(set)-1].AddData(nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_SLAVE_KIND, "bridge"),
+		nest(unix.IFLA_INFO_SLAVE_DATA, nl.NewRtAttr(unix.IFLA_BRPORT_MODE, nl.Uint8Attr(flag(v.hairpin))))))
 	if v.shape != nil {
 		return v.createShaped(host, create, set)
 	}
-	errs, err := host.do(create, set)
+	errs, err := host.do(append([]*nl.NetlinkRequest{create}, set...)...)
 	if err != nil {
 		return errors.Join(err, deleteLink(host, v.host))
 	}
 	if errs[0] != nil {
 		return errs[0] // made nothing
 	}
-	if errs[1] != nil {
-		return errors.Join(errs[1], deleteLink(host, v.host))
+	if err := errors.Join(errs[1:]...); err != nil {
+		return errors.Join(err, deleteLink(host, v.host))
 	}
 	return nil
 }
@@ -113,14 +110,11 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 	if err != nil {
 		return err
 	}
-	up := request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))
-	if haveIPv6() {
-		up.AddData(noLinkLocal())
-	}
 	if slices.ContainsFunc(addrs, func(a ipam.Address) bool { return a.Prefix.Addr().Is6() }) {
 		addrs = append(slices.Clip(addrs), ipam.Address{Prefix: linkLocal(v.mac)})
 	}
-	reqs := []*nl.NetlinkRequest{loopbackUp(), up}
+	reqs := append([]*nl.NetlinkRequest{loopbackUp()}, setUp(link.index)...)
+	what := []string{"loopback up", v.pod + " up", v.pod + " up"}[:len(reqs)]
 	for _, a := range addrs {
 		reqs = append(reqs, addAddress(link.index, a.Prefix))
 	}
@@ -134,7 +128,6 @@ func (v *veth) configure(addrs []ipam.Address, routes []Route) error {
 	if err != nil {
 		return err
 	}
-	what := []string{"loopback up", v.pod + " up"}
 	for _, a := range addrs {
 		what = append(what, "address "+a.Prefix.String())
 	}
@@ -166,10 +159,17 @@ func linkLocal(m net.HardwareAddr) netip.Prefix {
 	return netip.PrefixFrom(a, 64)
 }
 
-// noLinkLocal keeps the kernel from giving a link an IPv6 address of its own, which it would announce and check for
-// duplicates with packets to every pod on the bridge. What needs one gets linkLocal.
-func noLinkLocal() *nl.RtAttr {
-	return nest(unix.IFLA_AF_SPEC, nest(unix.AF_INET6, nl.NewRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(nl.IN6_ADDR_GEN_MODE_NONE))))
+// setUp sets a link up, of that number or with the attribute that has its name, and keeps the kernel from giving it an
+// IPv6 address of its own, which it would announce and check for duplicates with packets to every pod on the bridge. What
+// needs one gets linkLocal. By a request of its own, the one before the last: where both are in one the kernel sets
+// the link up first. A veth without a carrier yet has no address then, unless the kernel is late to notice that.
+func setUp(index int, name ...*nl.RtAttr) []*nl.NetlinkRequest {
+	up := request(unix.RTM_NEWLINK, 0, ifinfo(index, true), name...)
+	if !haveIPv6() {
+		return []*nl.NetlinkRequest{up}
+	}
+	mode := nest(unix.IFLA_AF_SPEC, nest(unix.AF_INET6, nl.NewRtAttr(unix.IFLA_INET6_ADDR_GEN_MODE, nl.Uint8Attr(nl.IN6_ADDR_GEN_MODE_NONE))))
+	return []*nl.NetlinkRequest{request(unix.RTM_NEWLINK, 0, ifinfo(index, false), append(slices.Clip(name), mode)...), up}
 }
 
 // LoopbackUp is the plugin "loopback": lo of the namespace is up afterwards.

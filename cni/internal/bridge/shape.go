@@ -69,7 +69,7 @@ func instance(table string) (prefix string, group uint32) {
 // createShaped is the rest of create for a pod with limits. Two sends: the second needs the numbers of the first's
 // links. The queues are made while the links are down, since the kernel waits for a grace period to replace those of
 // a link that is up. It leaves nothing when it fails.
-func (v *veth) createShaped(host *rtnl, create, set *nl.NetlinkRequest) error {
+func (v *veth) createShaped(host *rtnl, create *nl.NetlinkRequest, set []*nl.NetlinkRequest) error {
 	made, err := v.createBoth(host, create, set)
 	if err == nil {
 		return nil
@@ -83,7 +83,7 @@ func (v *veth) createShaped(host *rtnl, create, set *nl.NetlinkRequest) error {
 	return err
 }
 
-func (v *veth) createBoth(host *rtnl, create, set *nl.NetlinkRequest) (made bool, err error) {
+func (v *veth) createBoth(host *rtnl, create *nl.NetlinkRequest, set []*nl.NetlinkRequest) (made bool, err error) {
 	s := v.shape
 	reqs, names := []*nl.NetlinkRequest{create, byName(v.host)}, []string{v.host, v.host}
 	if s.EgressRate > 0 {
@@ -112,10 +112,13 @@ func (v *veth) createBoth(host *rtnl, create, set *nl.NetlinkRequest) (made bool
 		}
 	}
 	reqs, what := s.requests(index[v.host], index[s.ifb])
-	if errs, err = host.do(append(reqs, set)...); err != nil {
+	for range set {
+		what = append(what, "setting it up")
+	}
+	if errs, err = host.do(append(reqs, set...)...); err != nil {
 		return true, err
 	}
-	for i, what := range append(what, "setting it up") {
+	for i, what := range what {
 		if errs[i] != nil {
 			return true, fmt.Errorf("%s: %w", what, errs[i])
 		}
@@ -129,12 +132,11 @@ func (s *shaping) requests(veth, ifb int) (reqs []*nl.NetlinkRequest, what []str
 		reqs, what = append(reqs, tbf(veth, s.IngressRate, s.IngressBurst)), append(what, "limiting ingress (tbf)")
 	}
 	if s.EgressRate > 0 {
-		up := request(unix.RTM_NEWLINK, 0, ifinfo(ifb, true))
-		if haveIPv6() {
-			up.AddData(noLinkLocal())
+		reqs, what = append(reqs, tbf(ifb, s.EgressRate, s.EgressBurst)), append(what, "limiting egress (tbf)")
+		for _, up := range setUp(ifb) {
+			reqs, what = append(reqs, up), append(what, "setting "+s.ifb+" up")
 		}
-		reqs = append(reqs, tbf(ifb, s.EgressRate, s.EgressBurst), up, ingressQdisc(veth), redirect(veth, ifb))
-		what = append(what, "limiting egress (tbf)", "setting "+s.ifb+" up", "limiting egress (ingress)", "limiting egress (u32, mirred)")
+		reqs, what = append(reqs, ingressQdisc(veth), redirect(veth, ifb)), append(what, "limiting egress (ingress)", "limiting egress (u32, mirred)")
 	}
 	return reqs, what
 }
