@@ -68,7 +68,7 @@ programs() {
 
 # modules that are loaded by name at boot or that the kernel asks for when a test uses them.
 modules() {
-	local wanted=(virtio_pci virtio_blk qemu_fw_cfg overlay fuse loop tun veth bridge br_netfilter dummy macvlan ipvlan
+	local wanted=(virtio_pci virtio_blk virtio_net qemu_fw_cfg overlay xfs fuse loop tun veth bridge br_netfilter dummy macvlan ipvlan
 		nf_tables nft_compat nft_chain_nat nft_nat nft_masq nft_redir nft_ct nft_reject_inet nft_fib_inet nft_log nft_limit
 		nft_hash nft_numgen nft_objref nf_conntrack_netlink xt_MASQUERADE xt_nat xt_mark xt_comment xt_conntrack
 		xt_addrtype xt_tcpudp xt_multiport ifb sch_tbf sch_ingress act_mirred cls_u32 sctp unix_diag tcp_diag udp_diag raw_diag af_packet_diag netlink_diag binfmt_misc) m path
