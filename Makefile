@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test test-net test-vm test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
+.PHONY: help build install demo test test-net test-vm test-reset test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test-net: ## pods, the node and another host reach each other through a real ins
 
 test-vm:  ## the tests that need a kernel, on cgroup v2 in a virtual machine (root; ARGS: see hack/test-vm.sh)
 	@hack/test-vm.sh $(ARGS)
+
+test-reset: ## a virtual machine is reset in storms of pods and pulls, and its next start looked at (root; test/reset/doc.go)
+	@hack/test.sh reset
 
 test-kubelet: ## a real kubelet's static pods on a real instance (root)
 	@hack/test.sh kubelet

@@ -6,7 +6,7 @@
 #   argument test also e2fsprogs and xfsprogs for the disks whose power the tests cut, umoci, whose unpacking
 #   is compared with Gantry's, crun, the other OCI runtime, and the reference plugins of CNI with the iptables that some
 #   of them call.
-#   With vm qemu, Debian's cloud kernel and the programs that the virtual machine of hack/test-vm.sh has.
+#   With vm qemu, Debian's cloud kernel and the programs that the virtual machines of hack/test-vm.sh and test/reset have.
 #   runc: kept in bin/, not in the system; one in PATH that is recent enough is used instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -10,6 +10,8 @@
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
 #   vm-systemd  a choice of them with the systemd cgroup driver
+#   reset    a virtual machine is reset in storms of requests (test/reset). Not one of all: under emulation it takes many
+#            minutes where something else runs, and depends on qemu's own resets
 # Every stage runs even if one before it failed. The end says again which tests failed, with their messages and no more
 # (hack/failures.awk); the exit code is 1 if a stage failed.
 #
@@ -22,7 +24,7 @@ source hack/lib.sh
 umask 022 # as the daemon's and the supervisor's
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' | xargs hack/gotest.sh -race -timeout=10m; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/reset$' | xargs hack/gotest.sh -race -timeout=10m; }
 e2e() {
 	local failed=0
 	hack/gotest.sh -count=1 -timeout=10m ./test/e2e ./test/network || failed=1
@@ -35,9 +37,10 @@ crash-matrix() { GANTRY_CRASH_ALL=${GANTRY_CRASH_ALL:-1} go test -count=1 -timeo
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
 vm() { hack/test-vm.sh; }
+reset() { go test -count=1 -timeout 2h -v ./test/reset; }
 vm-systemd() { hack/test-vm.sh systemd; }
 
-readonly all=(lint unit e2e critest kubelet vm vm-systemd) more=(network crash crash-matrix)
+readonly all=(lint unit e2e critest kubelet vm vm-systemd) more=(network crash crash-matrix reset)
 stages=("$@")
 ((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do

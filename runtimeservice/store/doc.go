@@ -24,5 +24,7 @@
 // which the page cache does; after a power cut no container lives, and a
 // record that is lost or damaged then costs only the memory of an exited
 // container: whatever it owned is found by start-up as belonging to nobody and
-// removed. An fsync would cost every pod more than all its namespaces.
+// removed. It may be empty, or another record that had the file before, which
+// is why a record has its id in it (seen on ext4 and XFS by test/reset). An
+// fsync would cost every pod more than all its namespaces.
 package store

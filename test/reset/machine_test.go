@@ -185,14 +185,20 @@ func (m *machine) reset() {
 	}
 }
 
-// wait waits until the agent is up.
+// wait waits until the agent is up. On a machine with much else to do an emulated processor sometimes hangs while it
+// boots, before there is a Gantry: that gets the button pressed again.
 func (m *machine) wait() {
 	m.t.Helper()
-	select {
-	case <-m.up:
-	case <-time.After(patience):
-		m.t.Fatal("the machine did not come up")
+	for range 3 {
+		select {
+		case <-m.up:
+			return
+		case <-time.After(patience / 2):
+		}
+		m.t.Log("the machine did not come up, and is reset again")
+		m.command("system_reset")
 	}
+	m.t.Fatal("the machine does not come up")
 }
 
 // same requires that the machine has not restarted by itself.
