@@ -1,8 +1,13 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -190,4 +195,102 @@ func TestDaemonWithoutDescriptors(t *testing.T) {
 	if q, err := filepath.Glob(filepath.Join(n.Dir, "root", "quarantine", "*")); err != nil || len(q) > 0 {
 		t.Errorf("set aside: %v, %v", q, err)
 	}
+}
+
+// A daemon whose log's reader has died goes on, and so do daemon and supervisor with SIGPIPE; containers do not
+// inherit that.
+func TestLogReaderDies(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	c := p.run("c", forever)
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(n.Dir, "gantry.log")
+	if err := errors.Join(os.Rename(log, log+".1"), unix.Mkfifo(log, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(log, os.O_RDWR, 0) // does not wait for a writer
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	if err := errors.Join(n.StartDaemon(context.Background()), reader.Close(), os.Remove(log), os.Rename(log+".1", log)); err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range append(n.SupervisorPIDs(), n.PID()) {
+		if err := unix.Kill(pid, unix.SIGPIPE); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.exec("true") // logs
+	if !n.Alive() {
+		t.Fatal("the daemon has ended")
+	}
+	again := n.runPod("again").run("c", forever)
+	for what, status := range map[string]string{"exec": again.exec("cat", "/proc/self/status"), "container": again.exec("cat", "/proc/1/status")} {
+		for line := range strings.Lines(status) {
+			if f := strings.Fields(line); len(f) == 2 && f[0] == "SigIgn:" {
+				if mask, err := strconv.ParseUint(f[1], 16, 64); err != nil || mask&(1<<(unix.SIGPIPE-1)) != 0 {
+					t.Errorf("%s ignores %s, %v", what, f[1], err)
+				}
+			}
+		}
+	}
+	if err := n.Restart(context.Background()); err != nil {
+		t.Error(err)
+	}
+}
+
+// The kernel takes the supervisor last; what it runs has the value that it was given.
+func TestOOMScores(t *testing.T) {
+	lowest := -999
+	if !mayRaiseLimits(t) { // where nobody's is lower than that of who started the tests
+		own, err := os.ReadFile("/proc/self/oom_score_adj")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lowest, err = strconv.Atoi(strings.TrimSpace(string(own))); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("without CAP_SYS_RESOURCE nothing can have a lower value than %d, so the supervisor has that", lowest)
+	}
+	n := newNode(t)
+	p := n.runPod("pod")
+	c := p.run("c", forever, func(c *runtimeapi.ContainerConfig) { c.Linux.Resources.OomScoreAdj = 900 })
+	zero := p.run("zero", forever)
+	for _, want := range []struct {
+		what, got string
+		value     int
+	}{
+		{"container", c.exec("cat", "/proc/1/oom_score_adj"), 900},
+		{"exec", c.exec("cat", "/proc/self/oom_score_adj"), 900},
+		{"container without one", zero.exec("cat", "/proc/1/oom_score_adj"), 0},
+		{"exec without one", zero.exec("cat", "/proc/self/oom_score_adj"), 0},
+	} {
+		if got := strings.TrimSpace(want.got); got != strconv.Itoa(max(want.value, lowest)) {
+			t.Errorf("%s has %s, want %d", want.what, got, max(want.value, lowest))
+		}
+	}
+	supervisors := n.SupervisorPIDs()
+	if len(supervisors) != 1 {
+		t.Errorf("supervisors: %v", supervisors)
+	}
+	for _, pid := range supervisors {
+		got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+		if err != nil || strings.TrimSpace(string(got)) != strconv.Itoa(lowest) {
+			t.Errorf("supervisor has %s, want %d: %v", got, lowest, err)
+		}
+	}
+}
+
+// mayRaiseLimits says whether the tests, and what they start, have CAP_SYS_RESOURCE.
+func mayRaiseLimits(t testing.TB) bool {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }

@@ -285,6 +285,16 @@ func (i *Instance) Command() []string {
 // PID is the daemon's process id.
 func (i *Instance) PID() int { return i.cmd.Process.Pid }
 
+// Alive says whether the daemon's process is there.
+func (i *Instance) Alive() bool {
+	select {
+	case <-i.exited:
+		return false
+	default:
+		return true
+	}
+}
+
 // SupervisorPIDs are the process ids of the instance's supervisors; there must never be more than one.
 func (i *Instance) SupervisorPIDs() []int {
 	var pids []int
