@@ -3,7 +3,6 @@ package crash
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,7 +30,6 @@ type world struct {
 	t      testing.TB
 	steady *subject
 	audit  func() error // that nothing is there beside steady, and nothing of it is missing
-	store  []string     // entries of the image store with steady alone
 	whole  []string     // its layers with the image that is pulled
 
 	subnets string
@@ -64,7 +62,6 @@ func newWorld(t testing.TB) *world {
 	if w.audit, err = w.AuditFromNow(); err != nil {
 		t.Fatal(err)
 	}
-	w.store = w.entries()
 	t.Cleanup(func() {
 		if err := w.steady.remove(); err != nil {
 			t.Error(err)
@@ -123,74 +120,48 @@ func (w *world) pull(image string) {
 	w.must("pulling "+image, err)
 }
 
-// list lists what is below a folder of the image store.
-func (w *world) list(folder string, line func(path string, e os.DirEntry) (string, error)) (list []string) {
+// quiet reports whether nothing is being written or deleted.
+func (w *world) quiet() bool {
+	w.t.Helper()
+	entries, err := w.ImageStore()
+	w.must("listing the image store", err)
+	return !slices.ContainsFunc(entries, func(e string) bool { return strings.HasPrefix(e, "/tmp/") || strings.HasPrefix(e, "/trash/") })
+}
+
+// layers are all files of layers with what is in them.
+func (w *world) layers() (list []string) {
 	w.t.Helper()
 	root := filepath.Join(w.Dir, "root/images")
-	err := filepath.WalkDir(filepath.Join(root, folder), func(path string, e os.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(root, "layers"), func(path string, e os.DirEntry, err error) error {
 		if os.IsNotExist(err) {
 			return nil // deleted meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		text, err := line(path, e)
-		if text != "" {
-			list = append(list, strings.TrimPrefix(path, root)+text)
+		info, err := e.Info()
+		if err != nil {
+			return err
 		}
-		return err
+		line := fmt.Sprintf("%s %s", strings.TrimPrefix(path, root), info.Mode())
+		if info.Mode().IsRegular() {
+			body, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			line += fmt.Sprintf(" %x", sha256.Sum256(body))
+		}
+		list = append(list, line)
+		return nil
 	})
 	w.must("listing the image store", err)
 	return list
-}
-
-// entries are layers, what containers have of the store, what lies in tmp and trash.
-func (w *world) entries() []string {
-	w.t.Helper()
-	root := filepath.Join(w.Dir, "root/images/")
-	return w.list("", func(path string, e os.DirEntry) (string, error) {
-		if !e.IsDir() || strings.Count(strings.TrimPrefix(path, root), "/") < 2 {
-			return "", nil
-		}
-		return " ", filepath.SkipDir
-	})
-}
-
-// quiet reports whether nothing is being written or deleted.
-func (w *world) quiet() bool {
-	return !slices.ContainsFunc(w.entries(), func(e string) bool { return strings.HasPrefix(e, "/tmp/") || strings.HasPrefix(e, "/trash/") })
-}
-
-// layers are all files of layers with what is in them.
-func (w *world) layers() []string {
-	w.t.Helper()
-	return w.list("layers", func(path string, e os.DirEntry) (string, error) {
-		info, err := e.Info()
-		if err != nil {
-			return "", err
-		}
-		if !info.Mode().IsRegular() {
-			return " " + info.Mode().String(), nil
-		}
-		body, err := os.ReadFile(path)
-		return fmt.Sprintf(" %s %x", info.Mode(), sha256.Sum256(body)), err
-	})
 }
 
 // rest requires that the world is as it was when there was nothing but the pod that nobody touches.
 func (w *world) rest() {
 	w.t.Helper()
 	w.steady.unchanged()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		now := w.entries()
-		if slices.Equal(now, w.store) {
-			break
-		}
-		if time.Now().After(deadline) {
-			w.t.Errorf("the image store has\n  %s\nand had\n  %s", strings.Join(now, "\n  "), strings.Join(w.store, "\n  "))
-			break
-		}
-	}
 	pods, err := w.Runtime.ListPodSandbox(w.context(), &runtimeapi.ListPodSandboxRequest{})
 	if err != nil || len(pods.GetItems()) != 1 {
 		w.t.Errorf("pods: %v, %v", pods.GetItems(), err)
@@ -378,13 +349,11 @@ func (s *subject) status(c *container) (*runtimeapi.ContainerStatus, int) {
 	}
 	resp, err := s.Runtime.ContainerStatus(s.context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
 	s.must("the container's status", err)
-	var info struct {
-		PID int `json:"pid"`
-	}
-	s.must("reading the container's info", json.Unmarshal([]byte(resp.GetInfo()["info"]), &info))
+	pid, err := harness.Pid(resp)
+	s.must("reading the container's info", err)
 	state := resp.GetStatus().GetState()
 	if after := list(); before[0].GetState() != state && (len(after) == 0 || after[0].GetState() != state) { // it may end in between
 		s.t.Errorf("the list says %v, the status %v, the list %v", before, state, after)
 	}
-	return resp.GetStatus(), info.PID
+	return resp.GetStatus(), pid
 }

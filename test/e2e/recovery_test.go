@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,13 +23,11 @@ func (c *container) pid() int {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	var info struct {
-		PID int `json:"pid"`
+	pid, err := harness.Pid(resp)
+	if err != nil || pid < 2 {
+		c.t.Fatalf("pid of container %s: %d, %v", c.name, pid, err)
 	}
-	if err := json.Unmarshal([]byte(resp.GetInfo()["info"]), &info); err != nil || info.PID < 2 {
-		c.t.Fatalf("pid of container %s: %d, %v", c.name, info.PID, err)
-	}
-	return info.PID
+	return pid
 }
 
 func kill(t testing.TB, pids ...int) {

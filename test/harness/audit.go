@@ -16,10 +16,14 @@ func (i *Instance) Audit() error { return i.audit(i.idle, networkOfNode, "with e
 var networkOfNode = regexp.MustCompile(`^(link gtest\d+ \(bridge\)|nftables table .*|nftables element \w+ in set (bridges|pods|masq|direct).*)$`)
 
 // AuditFromNow is an Audit that compares with what the instance has now, for one with pods that stay: of these nothing
-// may be missing either.
+// may be missing either, and the image store must be the same.
 func (i *Instance) AuditFromNow() (func() error, error) {
 	base, err := i.steady()
+	store, serr := i.ImageStore()
 	return func() error {
+		if err := i.imageStoreIs(store); err != nil {
+			return err
+		}
 		if err := i.audit(base, networkOfNode, "beside the pods that stay"); err != nil {
 			return err
 		}
@@ -28,7 +32,7 @@ func (i *Instance) AuditFromNow() (func() error, error) {
 			err = fmt.Errorf("%d missing of the pods that stay:\n  %s", len(gone), strings.Join(gone, "\n  "))
 		}
 		return err
-	}, err
+	}, errors.Join(err, serr)
 }
 
 // steady is a snapshot without the instance's own processes, of a moment when nothing is on its way to its end.

@@ -41,8 +41,8 @@ func MountHugetlb() (unmount func() error, err error) {
 		if err := unix.Unmount(hugetlbMount, 0); err != nil {
 			return fmt.Errorf("unmounting %s: %w", hugetlbMount, err)
 		}
-		// The directory is the machine's; another run of the tests may be using it.
-		if err := os.Remove(hugetlbMount); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
+		// The directory is the machine's; another run of the tests, or who made folders in it when nothing was mounted, may be using it.
+		if err := os.Remove(hugetlbMount); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		return nil

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // process is one row of /proc.
@@ -74,6 +76,15 @@ func descendants(root int) []process {
 		queue = append(queue, children[queue[0].pid]...)
 	}
 	return list
+}
+
+// Pid is the process id in the verbose part of a container's status; 0: it does not run.
+func Pid(status *runtimeapi.ContainerStatusResponse) (int, error) {
+	var info struct {
+		PID int `json:"pid"`
+	}
+	err := json.Unmarshal([]byte(status.GetInfo()["info"]), &info)
+	return info.PID, err
 }
 
 // daemons are the processes that an exec.Cmd of an instance waits for.

@@ -64,7 +64,7 @@ func (i *Instance) keepLogs(test string) error {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
-	for _, from := range []string{i.logFile(), filepath.Join(i.Dir, "run/supervisor/supervisor.log")} {
+	for _, from := range []string{i.logFile(), filepath.Join(i.Dir, "run/supervisor.log")} {
 		body, err := os.ReadFile(from)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(to, filepath.Base(from)), body, 0o644)
