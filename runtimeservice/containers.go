@@ -35,7 +35,7 @@ const (
 
 // StartContainer runs the process of a container that has been created. If the
 // OCI runtime refuses, the container is exited with the reason StartError; if
-// the caller gives up first, it is created again as before.
+// the caller gives up first, or the supervisor is killed, it is created again as before.
 func (s *containers) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
 	c, err := s.index.container(req.GetContainerId())
 	if err != nil {
@@ -73,15 +73,31 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 		Terminal: cc.GetTty(), Stdin: cc.GetStdin(), StdinOnce: cc.GetStdinOnce(),
 		IDs: sandboxIDs(c.pod.userns),
 	})
+	if ctx.Err() == nil && (errdefs.IsUnavailable(err) || errdefs.IsAlreadyExists(err)) {
+		pid, err = s.startCutOff(ctx, c.id, err)
+	}
 	switch {
 	case err == nil:
 		err = s.started(c, pid, began)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil || errdefs.IsUnavailable(err):
 		err = errors.Join(err, c.on(lifecycle.ContainerUndone))
 	default:
 		err = errors.Join(err, c.startFailed(err, began, s.index.now()))
 	}
 	return errors.Join(err, s.save(c))
+}
+
+// startCutOff is what became of a start in which the supervisor has ended: the next one has the container if its process
+// was recorded, and undoes the rest. The same of a start before, which nobody could ask about then (already exists).
+func (s *containers) startCutOff(ctx context.Context, id string, cause error) (pid int, err error) {
+	procs, err := s.host.Processes(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("%w; then %w", cause, err)
+	}
+	if p, known := procs[id]; known {
+		return p.PID, nil // if it has ended, the exit is told as any other
+	}
+	return 0, cause
 }
 
 // started makes the container running, and exited if its exit has been told already.

@@ -79,13 +79,17 @@ func (c *Client) Run(ctx context.Context, req RunRequest) (pid int, err error) {
 // empty. errdefs.ErrNotFound: unknown, or the first process has ended (what is
 // left in the cgroup has got the signal nevertheless).
 func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bool) error {
-	return c.call(ctx, "kill", KillRequest{ID: id, Signal: sig, All: all}, nil)
+	req := KillRequest{ID: id, Signal: sig, All: all}
+	if sig == syscall.SIGKILL {
+		return c.again(ctx, "kill", req, nil)
+	}
+	return c.call(ctx, "kill", req, nil)
 }
 
 // Delete kills what runs of the container, has the OCI runtime delete it and
 // forgets it, its exit included. An unknown container is success.
 func (c *Client) Delete(ctx context.Context, id string) error {
-	return c.call(ctx, "delete", IDRequest{ID: id}, nil)
+	return c.again(ctx, "delete", IDRequest{ID: id}, nil)
 }
 
 // Update has the OCI runtime change the limits of a running container to
@@ -116,7 +120,7 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 // List returns all containers that have been run and not been deleted.
 func (c *Client) List(ctx context.Context) ([]State, error) {
 	var a ListAnswer
-	err := c.call(ctx, "list", struct{}{}, &a)
+	err := c.again(ctx, "list", struct{}{}, &a)
 	return a.Containers, err
 }
 
@@ -196,6 +200,20 @@ func (c *Client) call(ctx context.Context, op string, body, answer any) error {
 	})
 }
 
+// errEnded says that the supervisor has ended in the middle of a call.
+var errEnded = fmt.Errorf("connection ended: %w", errdefs.ErrUnavailable)
+
+// again is call for what may be asked twice: of the next supervisor when one is killed in the middle. The undoing of what
+// failed for its death, and the start of a daemon, are not to fail for another one's.
+func (c *Client) again(ctx context.Context, op string, body, answer any) (err error) {
+	for range dialTries {
+		if err = c.call(ctx, op, body, answer); !errors.Is(err, errEnded) || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
 // lacks is an error when a call needs what a supervisor of this version does not have.
 func lacks(version int, op string, body any) error {
 	run, _ := body.(RunRequest)
@@ -254,7 +272,7 @@ func (c *Client) stream(ctx context.Context, op string, body any, files []*os.Fi
 			return fmt.Errorf("supervisor call %s: %w", op, context.Cause(ctx))
 		}
 		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
-			return fmt.Errorf("supervisor call %s: connection ended: %w", op, errdefs.ErrUnavailable)
+			return fmt.Errorf("supervisor call %s: %w", op, errEnded)
 		}
 		return fmt.Errorf("supervisor call %s: %w", op, err)
 	}
