@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test test-net test-vm test-reset test-kubelet lint critest crash-matrix guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
+.PHONY: help build install demo test test-net test-vm test-reset test-kubelet lint critest crash-matrix chaos guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ critest:  ## the Kubernetes CRI conformance suite against a real instance (root)
 
 crash-matrix: ## kill the daemon, or the supervisor, at every change that it makes in every RPC, and compare everything (root)
 	@hack/test.sh crash-matrix
+
+chaos:    ## random operations under random kills of daemon and supervisor, everything compared with a model (root; GANTRY_CHAOS_TIME=10m, GANTRY_CHAOS_SEED)
+	@hack/test.sh chaos
 
 guards:   ## take each security guard out in turn: a test must fail (root)
 	@hack/guards.sh

@@ -6,6 +6,7 @@
 #   network  that alone: its pods, the node and another host ask each other, over real namespaces
 #   crash    that alone: the daemon or the supervisor killed at some of the changes that it makes in RPCs (docs/reliability.md)
 #   crash-matrix  the same at all of them: an hour on a quiet machine; GANTRY_CRASH_ALL=REGEXP for those of some operations
+#   chaos    random operations under random kills of daemon and supervisor, for GANTRY_CHAOS_TIME (10m); GANTRY_CHAOS_SEED
 #   critest  the Kubernetes conformance suite against a real gantry
 #   kubelet  a real kubelet's static pods on a real gantry (the kubelet is built once: three minutes on two cores)
 #   vm       e2e, critest and other tests that need a kernel, on cgroup v2 in a virtual machine (hack/test-vm.sh)
@@ -24,7 +25,7 @@ source hack/lib.sh
 umask 022 # as the daemon's and the supervisor's
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/reset$' | xargs hack/gotest.sh -race -timeout=10m; }
+unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/chaos$' -e '/test/reset$' | xargs hack/gotest.sh -race -timeout=10m; }
 e2e() {
 	local failed=0
 	hack/gotest.sh -count=1 -timeout=10m ./test/e2e ./test/network || failed=1
@@ -34,13 +35,18 @@ e2e() {
 network() { hack/gotest.sh -count=1 -timeout=10m -v ./test/network; } # a part of e2e
 crash() { GANTRY_CRASH_SEED=${GANTRY_CRASH_SEED:-1} hack/gotest.sh -count=1 -timeout=10m -v ./test/crash; } # a part of e2e
 crash-matrix() { GANTRY_CRASH_ALL=${GANTRY_CRASH_ALL:-1} go test -count=1 -timeout 4h -v ./test/crash; }
+chaos() {
+	local logs=${GANTRY_TEST_LOGS:-/tmp/gantry-chaos}
+	echo "logs of the daemon and the supervisor, if it fails: $logs"
+	GANTRY_TEST_LOGS=$logs GANTRY_CHAOS_TIME=${GANTRY_CHAOS_TIME:-10m} go test -count=1 -timeout 12h -v ./test/chaos
+}
 kubelet() { hack/build.sh kubelet && go test -count=1 -timeout 10m ./test/kubelet; }
 critest() { hack/build.sh critest && go test -count=1 -timeout 20m -v ./test/critest; }
 vm() { hack/test-vm.sh; }
 reset() { go test -count=1 -timeout 2h -v ./test/reset; }
 vm-systemd() { hack/test-vm.sh systemd; }
 
-readonly all=(lint unit e2e critest kubelet vm vm-systemd) more=(network crash crash-matrix reset)
+readonly all=(lint unit e2e critest kubelet vm vm-systemd) more=(network crash crash-matrix chaos reset)
 stages=("$@")
 ((${#stages[@]})) || stages=("${all[@]}")
 for stage in "${stages[@]}"; do
