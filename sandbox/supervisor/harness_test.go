@@ -54,6 +54,14 @@ func serve() {
 	if *handover > 0 && v == "crashing at once" {
 		os.Exit(1)
 	}
+	if n := 0; strings.HasPrefix(v, "dying") { // so many times
+		_, _ = fmt.Sscanf(v, "dying %d", &n)
+		for i := range n {
+			if os.Mkdir(filepath.Join(filepath.Dir(*dir), fmt.Sprintf("died-%d", i)), 0o700) == nil {
+				_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+			}
+		}
+	}
 	if n := 0; strings.HasPrefix(v, "short of descriptors") { // by so many
 		_, _ = fmt.Sscanf(v, "short of descriptors %d", &n)
 		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(n), Max: uint64(n)})

@@ -46,8 +46,10 @@ func (c *Client) dial(ctx context.Context) (conn wire.Conn, version int, err err
 		if !errors.Is(err, errGone) {
 			return wire.Conn{}, 0, err
 		}
-		if err := c.start(ctx); err != nil {
-			return wire.Conn{}, 0, err
+		if serr := c.start(ctx); errors.Is(serr, errGone) {
+			err = serr // killed: another one may live
+		} else if serr != nil {
+			return wire.Conn{}, 0, serr
 		}
 	}
 	return wire.Conn{}, 0, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
@@ -179,7 +181,7 @@ func (c *Client) spawn(ctx context.Context) error {
 	argv := []string{c.cfg.Binary, "--dir", c.cfg.Dir, "--ready-fd", "3"}
 	if c.cfg.Scope {
 		err := c.execute(ctx, slices.Concat(inScope(), argv), scopeTimeout, log)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, errGone) {
 			return err
 		}
 		slog.New(slog.NewTextHandler(log, nil)).Warn("No scope for the supervisor, it starts in the daemon's cgroup", "err", err)
@@ -200,7 +202,7 @@ func inScope() []string {
 }
 
 // execute executes a command line that is or becomes the supervisor, and waits
-// until it has said, through a pipe, that it serves. The goroutine that then
+// until it has said, through a pipe, that it serves; errGone: it was killed before. The goroutine that then
 // waits for the process ends with it, not with the client: nobody else would
 // take the process' exit.
 func (c *Client) execute(ctx context.Context, argv []string, limit time.Duration, log io.Writer) error {
@@ -221,7 +223,8 @@ func (c *Client) execute(ctx context.Context, argv []string, limit time.Duration
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	go func() { _ = cmd.Wait() }()
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
 	_ = theirs.Close()
 
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -237,11 +240,25 @@ func (c *Client) execute(ctx context.Context, argv []string, limit time.Duration
 	case string(said) != "ready\n":
 		text := strings.TrimSpace(string(said))
 		if text == "" {
-			text = "it ended at once"
+			return fmt.Errorf("%w (see %s)", endedAtOnce(ctx, ended), c.cfg.LogFile)
 		}
 		return fmt.Errorf("%s (see %s)", text, c.cfg.LogFile)
 	}
 	return nil
+}
+
+// endedAtOnce is the end of a supervisor that has said nothing: errGone if a signal's.
+func endedAtOnce(ctx context.Context, ended <-chan error) error {
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signaled() {
+		return fmt.Errorf("%w: the next one ended at once: %w", errGone, err)
+	}
+	return fmt.Errorf("it ended at once: %v", err)
 }
 
 func prepareDir(dir string) error {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -227,6 +228,23 @@ func TestKilledInTheMiddle(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// A call starts another supervisor when the one that it started is killed, but not for ever: then its caller may ask again.
+func TestKilledWhileItStarts(t *testing.T) {
+	w := newWorld(t)
+	req := w.container("sleep", "1000")
+	pid := w.run(req)
+	w.makeProgram("dying 7")
+	w.restart()
+	w.must(unix.Kill(w.supervisorPID(), unix.SIGKILL))
+	w.eventually("no supervisor runs", func() bool { return w.supervisorPID() == 0 })
+	if states, err := w.newer.List(w.ctx()); !errdefs.IsUnavailable(err) {
+		t.Errorf("five are killed, one after the other: %v, %v", states, err)
+	}
+	if states, err := w.newer.List(w.ctx()); err != nil || len(states) != 1 || states[0].ID != req.ID || states[0].PID != pid {
+		t.Errorf("after two more: %v, %v", states, err)
+	}
 }
 
 func TestDamagedRecordIsSetAside(t *testing.T) {
