@@ -23,7 +23,8 @@ import (
 type attempt struct {
 	*pod // that there was before
 	c    *container
-	name string // of what it makes
+	name string                       // of what it makes
+	tell func(what string, err error) // that a call got another error than expected; nil = the test fails
 
 	made           string // a pod, if it is there
 	failed, worked int
@@ -39,7 +40,7 @@ func (a *attempt) do(what string, call func() error) bool {
 	}
 	a.failed++
 	if status.Code(err) != codes.ResourceExhausted {
-		a.t.Errorf("%s: %s: %v", a.name, what, err)
+		a.unexpected(what, err)
 	}
 	return false
 }
@@ -48,8 +49,17 @@ func (a *attempt) do(what string, call func() error) bool {
 func (a *attempt) must(what string, call func() error) {
 	a.t.Helper()
 	if err := call(); err != nil {
-		a.t.Errorf("%s: %s: %v", a.name, what, err)
+		a.unexpected(what, err)
 	}
+}
+
+func (a *attempt) unexpected(what string, err error) {
+	a.t.Helper()
+	if a.tell != nil {
+		a.tell(what, err)
+		return
+	}
+	a.t.Errorf("%s: %s: %v", a.name, what, err)
 }
 
 func (a *attempt) all() {
@@ -127,7 +137,7 @@ func (a *attempt) all() {
 // again requires that all works, and that there is what there was before.
 func (a *attempt) again(pid string) {
 	a.t.Helper()
-	a.made = ""
+	a.made, a.tell = "", nil
 	for _, pod := range a.pods() { // what could not be removed, or not undone, which is shown until it is removed
 		if pod.GetId() == a.pod.id {
 			continue
