@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -90,9 +89,11 @@ func (s *pods) makePod(ctx context.Context, p *pod, plan podPlan, h Handler) (er
 			return err
 		}
 		if dir := p.config.GetLogDirectory(); dir != "" {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
+			made, err := s.host.OpenPath(ctx, dir+"/") // which is then no file
+			if err != nil {
 				return fmt.Errorf("making log_directory %q: %w", dir, err)
 			}
+			_ = made.Close()
 		}
 		return nil
 	})

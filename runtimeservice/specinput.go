@@ -99,13 +99,8 @@ func (s *containers) mounts(ctx context.Context, c *container) (list []ocispec.M
 	for i, m := range c.config.GetMounts() {
 		om := ocispec.Mount{CRI: m}
 		if m.GetImage() == nil {
-			if om, err = hostMount(m); err != nil {
+			if om, err = s.hostMount(ctx, m, userns); err != nil {
 				return nil, fmt.Errorf("mounts[%d].%w", i, err)
-			}
-			if len(m.GetUidMappings()) > 0 && userns != nil {
-				if err := userns.CanMap(om.Source); err != nil {
-					return nil, fmt.Errorf("mounts[%d].uidMappings: host_path %q: %w", i, m.GetHostPath(), err)
-				}
 			}
 		} else {
 			root, err := s.images.MountVolume(ctx, c.id, m.GetImage().GetImage())
@@ -123,8 +118,8 @@ func (s *containers) mounts(ctx context.Context, c *container) (list []ocispec.M
 
 // hostMount resolves the source of a mount. A missing one is made as a
 // directory, as both peers do; a symbolic link is followed once, here, and what
-// it led to is mounted.
-func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
+// it led to is mounted. userns is what its owners are to be mapped to, nil for none.
+func (s *containers) hostMount(ctx context.Context, m *runtimeapi.Mount, userns *sandbox.UserNS) (ocispec.Mount, error) {
 	src := m.GetHostPath()
 	if !path.IsAbs(src) {
 		return ocispec.Mount{}, fmt.Errorf("host_path %q is not absolute: %w", src, errdefs.ErrInvalidArgument)
@@ -132,19 +127,20 @@ func hostMount(m *runtimeapi.Mount) (ocispec.Mount, error) {
 	if why := tooLong(src); why != "" { // before half of it is made
 		return ocispec.Mount{}, fmt.Errorf("host_path %.64q... has %s: %w", src, why, errdefs.ErrInvalidArgument)
 	}
-	resolved, err := filepath.EvalSymlinks(src)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(src, 0o755); err == nil {
-			resolved, err = filepath.EvalSymlinks(src)
-		}
-	}
+	p, err := s.host.OpenPath(ctx, src)
 	if err != nil {
 		return ocispec.Mount{}, fmt.Errorf("host_path: %w", err)
 	}
-	om := ocispec.Mount{CRI: m, Source: resolved}
+	defer p.Close()
+	om := ocispec.Mount{CRI: m, Source: p.Name}
 	if m.GetPropagation() != runtimeapi.MountPropagation_PROPAGATION_PRIVATE {
-		if om.Shared, om.Slave, err = sandbox.Propagation(resolved); err != nil {
+		if om.Shared, om.Slave, err = p.Propagation(); err != nil {
 			return ocispec.Mount{}, fmt.Errorf("propagation: %w", err)
+		}
+	}
+	if len(m.GetUidMappings()) > 0 && userns != nil {
+		if err := userns.CanMap(p); err != nil {
+			return ocispec.Mount{}, fmt.Errorf("uidMappings: host_path %q: %w", src, err)
 		}
 	}
 	return om, nil

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
+	"github.com/gantry-cri/gantry/sandbox/hostpath"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 )
@@ -36,6 +37,7 @@ type Host struct {
 	podInitRoot string
 	cgroups     cgroup.Version
 	sup         *supervisor.Client
+	paths       *hostpath.Opener
 }
 
 // Open prepares the directories and connects to the node's supervisor,
@@ -45,7 +47,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{runDir: cfg.RunDir, maxLog: cfg.MaxLog, cgroups: version}
+	h := &Host{runDir: cfg.RunDir, maxLog: cfg.MaxLog, cgroups: version, paths: hostpath.NewOpener(cfg.Supervisor, "-open")}
 	for _, dir := range []string{h.podsDir(), h.containersDir(), filepath.Join(h.runDir, "runtimes")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making the run directory: %w", err)
@@ -68,6 +70,13 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 
 // Close ends the connection to the supervisor, which runs on as long as it has containers.
 func (h *Host) Close() error { return h.sup.Close() }
+
+// OpenPath opens a path of the host, on whatever file system, making what is
+// missing of it as directories. One that hangs holds up the caller alone, until
+// ctx ends. Close the path.
+func (h *Host) OpenPath(ctx context.Context, path string) (*hostpath.Path, error) {
+	return h.paths.Open(ctx, path)
+}
 
 // CgroupVersion is the cgroup version that the node uses.
 func (h *Host) CgroupVersion() cgroup.Version { return h.cgroups }

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -201,30 +200,6 @@ func TestPodsInParallel(t *testing.T) {
 		if after, err := os.Readlink(path); err != nil || after != before {
 			t.Errorf("%s was %s, is %s, %v", path, before, after, err)
 		}
-	}
-}
-
-func TestPropagationOfAMount(t *testing.T) {
-	needRoot(t)
-	dir := t.TempDir()
-	if err := unix.Mount("t", dir, "tmpfs", 0, "size=4096"); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := unmount(dir); err != nil {
-			t.Error(err)
-		}
-	}()
-	for flag, want := range map[uintptr]bool{unix.MS_PRIVATE: false, unix.MS_SHARED: true} {
-		if err := unix.Mount("", dir, "", flag, ""); err != nil {
-			t.Fatal(err)
-		}
-		if shared, slave, err := Propagation(dir); err != nil || shared != want || slave {
-			t.Errorf("flag %x: shared %v, slave %v, %v", flag, shared, slave, err)
-		}
-	}
-	if _, _, err := Propagation(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("missing: %v", err)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/hostpath"
 )
 
 // IDMap is the mapping of a pod's user namespace: the user and group ids from
@@ -137,17 +139,17 @@ func (u *UserNS) Close() error {
 	return u.file.Close()
 }
 
-// CanMap fails if what is mounted at path cannot be mounted with owners mapped
+// CanMap fails if what is mounted at a path cannot be mounted with owners mapped
 // to the user namespace: the kernel is older than 5.12, or its file system
 // cannot do it. Such an error is errdefs.ErrFailedPrecondition.
-func (u *UserNS) CanMap(path string) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+func (u *UserNS) CanMap(path *hostpath.Path) error {
+	fd, err := unix.OpenTree(path.Fd(), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err == nil {
 		defer unix.Close(fd)
 		err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(u.file.Fd())})
 	}
 	if err != nil {
-		return fmt.Errorf("%s cannot be mounted with mapped owners, which takes Linux 5.12 and a file system that can do it: %w: %w", path, err, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("%s cannot be mounted with mapped owners, which takes Linux 5.12 and a file system that can do it: %w: %w", path.Name, err, errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }

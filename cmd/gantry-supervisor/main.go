@@ -1,5 +1,7 @@
 // Command gantry-supervisor is the parent of a node's containers. The daemon
-// starts it and talks to it; see sandbox/supervisor.
+// starts it and talks to it; see sandbox/supervisor. With -open it is another
+// of the daemon's processes, which opens one path and ends; see
+// sandbox/hostpath.
 package main
 
 import (
@@ -16,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/sandbox/hostpath"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/server"
 )
 
@@ -34,15 +37,19 @@ func main() {
 	handover := flag.Int("handover", 0, "descriptor of what another version of this program left, which this process was before")
 	check := flag.Int("check", 0, "descriptor of such a handover: says whether this version understands it, and does no more")
 	printVersion := flag.Bool("version", false, "print the version")
+	open := flag.String("open", "", "path to open and pass on")
 	flag.Parse()
 	if *printVersion {
 		fmt.Println(version)
 		return
 	}
 	var err error
-	if *check > 0 {
+	switch {
+	case *open != "":
+		err = hostpath.Serve(*open)
+	case *check > 0:
 		err = server.Check(*dir, *check)
-	} else {
+	default:
 		err = run(*dir, *readyFD, *handover)
 	}
 	if err != nil {

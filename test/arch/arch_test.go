@@ -23,7 +23,7 @@ const module = "github.com/gantry-cri/gantry"
 // but the packages in pure. Of outside modules those are listed that have one home; the others are free.
 const policy = `
 	sandbox, sandbox/apparmor, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/selinux, sandbox/supervisor, imageservice, cni < runtimeservice
-	sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
+	sandbox/hostpath, sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
 	cri, cri/streaming, cri/transfer, runtimeservice, imageservice, sandbox, sandbox/..., cni < cmd/gantry
 	cmd/gantry/config < cmd/gantry
 	runtimeservice/ocispec < cmd/gantry/config

@@ -249,7 +249,7 @@ func (u *unit) supervisors() (pids []int) {
 	for _, file := range files {
 		line, _ := os.ReadFile(file) // it may be gone
 		program, args, _ := bytes.Cut(line, []byte{0})
-		if filepath.Base(string(program)) == "gantry-supervisor" && bytes.Contains(args, []byte(u.Dir+"/")) {
+		if filepath.Base(string(program)) == "gantry-supervisor" && bytes.HasPrefix(args, []byte("--dir\x00"+u.Dir+"/")) {
 			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
 			if err != nil {
 				u.t.Fatal(err)

@@ -299,8 +299,8 @@ func (i *Instance) Alive() bool {
 func (i *Instance) SupervisorPIDs() []int {
 	var pids []int
 	for _, p := range descendants(os.Getpid()) { // parents first
-		// A child of one is none: it has the same command until it has executed its own.
-		if !p.zombie && strings.Contains(p.command, "gantry-supervisor") && strings.Contains(p.command, i.Dir) && !slices.Contains(pids, p.parent) {
+		// A child of one is none: it has the same command until it has executed its own. Nor is what opens a path.
+		if !p.zombie && strings.Contains(p.command, "gantry-supervisor --dir") && strings.Contains(p.command, i.Dir) && !slices.Contains(pids, p.parent) {
 			pids = append(pids, p.pid)
 		}
 	}

@@ -1,0 +1,243 @@
+package disk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hanging is a file system of FUSE (fuse(4)) that stops to answer when told so, as NFS does without its server: who
+// uses it then waits in the kernel and does not heed SIGKILL, for his request has been read. It has a folder, sub, a
+// file in each folder, and no cache of them.
+type Hanging struct {
+	Dir string // where it is mounted
+
+	t  testing.TB
+	fd int // of /dev/fuse
+
+	mu      sync.Mutex
+	hangs   bool
+	ends    bool
+	waiting [][]byte // requests that were read and not answered
+}
+
+// NewHanging mounts a file system that answers. The test's own process must not look into it: it would wait for itself,
+// and could not end. It is unmounted when the test ends, and whoever waits for it then gets an error.
+func NewHanging(t testing.TB) *Hanging {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "needs root: it mounts")
+	}
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		missing(t, "the kernel has no FUSE: %v", err)
+	}
+	dir := t.TempDir()
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fd)
+	if err := unix.Mount("hanging", dir, "fuse", unix.MS_NODEV|unix.MS_NOSUID, options); err != nil {
+		_ = unix.Close(fd)
+		missing(t, "FUSE cannot be mounted: %v", err)
+	}
+	d := &Hanging{Dir: dir, t: t, fd: fd}
+	begun := make(chan struct{})
+	var serving sync.WaitGroup
+	serving.Go(func() { d.serve(begun) })
+	t.Cleanup(func() {
+		d.mu.Lock()
+		d.ends = true
+		d.mu.Unlock()
+		serving.Wait()
+		must(t, unix.Close(fd)) // ends the connection
+		must(t, unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW))
+	})
+	select {
+	case <-begun: // a lookup that came before held a lock for which others would wait instead of asking
+	case <-time.After(time.Minute):
+		t.Fatal("the kernel does not begin with FUSE")
+	}
+	return d
+}
+
+// Hang leaves all requests from now on without an answer.
+func (d *Hanging) Hang() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hangs = true
+}
+
+// Resume answers what has waited, and all that comes.
+func (d *Hanging) Resume() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hangs = false
+	for _, r := range d.waiting {
+		d.answer(r)
+	}
+	d.waiting = nil
+}
+
+// AwaitHung returns when as many requests wait: processes that cannot be killed.
+func (d *Hanging) AwaitHung(n int) {
+	d.t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		d.mu.Lock()
+		got := len(d.waiting)
+		d.mu.Unlock()
+		if got >= n {
+			return
+		}
+		if time.Now().After(deadline) {
+			d.t.Fatalf("%d requests wait for the file system, want %d", got, n)
+		}
+	}
+}
+
+// Requests of FUSE, include/uapi/linux/fuse.h of the kernel.
+const (
+	fuseLookup      = 1
+	fuseForget      = 2
+	fuseGetattr     = 3
+	fuseOpen        = 14
+	fuseRead        = 15
+	fuseStatfs      = 17
+	fuseRelease     = 18
+	fuseFlush       = 25
+	fuseInit        = 26
+	fuseOpendir     = 27
+	fuseReaddir     = 28
+	fuseReleasedir  = 29
+	fuseInterrupt   = 36
+	fuseDestroy     = 38
+	fuseBatchForget = 42
+)
+
+// Nodes: folders are odd, the file in a folder is the next.
+const (
+	rootNode = 1
+	subNode  = 3
+	content  = "content\n"
+)
+
+// serve closes begun when the kernel knows what it may ask. It does not leave the waiting to Go's poller: who closes a
+// file of this file system, which is a request, might hold that up.
+func (d *Hanging) serve(begun chan<- struct{}) {
+	buf := make([]byte, 1<<20)
+	for {
+		d.mu.Lock()
+		ends := d.ends
+		d.mu.Unlock()
+		if ends {
+			return
+		}
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}, 50)
+		n, err := unix.Read(d.fd, buf)
+		if err != nil { // nothing came, or it was taken back
+			continue
+		}
+		request := append([]byte(nil), buf[:n]...)
+		d.mu.Lock()
+		switch op := binary.NativeEndian.Uint32(request[4:]); {
+		case op == fuseForget || op == fuseBatchForget || op == fuseInterrupt: // want no answer
+		case d.hangs && op != fuseInit && op != fuseRelease && op != fuseReleasedir: // for which nobody waits
+			d.waiting = append(d.waiting, request)
+		default:
+			d.answer(request)
+			if op == fuseInit {
+				close(begun)
+			}
+		}
+		d.mu.Unlock()
+	}
+}
+
+// answer answers one request: struct fuse_in_header is of 40 bytes, fuse_out_header of 16.
+func (d *Hanging) answer(request []byte) {
+	node, body := binary.NativeEndian.Uint64(request[16:]), request[40:]
+	var out fields
+	errno := unix.Errno(0)
+	switch binary.NativeEndian.Uint32(request[4:]) {
+	case fuseInit:
+		out.u32(7, 31, 4096, 1<<18) // version, readahead; FUSE_PARALLEL_DIROPS, or one lookup of a folder waits for another
+		out.u16(16, 12)             // background, congestion
+		out.u32(4096, 1)            // max_write, time_gran
+		out.zero(64)
+	case fuseLookup:
+		child := uint64(0)
+		switch name := string(body[:len(body)-1]); {
+		case name == "sub" && node == rootNode:
+			child = subNode
+		case name == "file" && node%2 == 1:
+			child = node + 1
+		}
+		if child == 0 {
+			errno = unix.ENOENT
+			break
+		}
+		out.u64(child, 0, 0, 0) // generation; entry and attributes are valid for no time
+		out.u32(0, 0)
+		out.attributes(child)
+	case fuseGetattr:
+		out.u64(0)
+		out.u32(0, 0)
+		out.attributes(node)
+	case fuseOpen, fuseOpendir:
+		out.u64(0)
+		out.u32(1, 0) // FOPEN_DIRECT_IO
+	case fuseRead:
+		offset, size := binary.NativeEndian.Uint64(body[8:]), binary.NativeEndian.Uint32(body[16:])
+		rest := content[min(offset, uint64(len(content))):]
+		out = append(out, rest[:min(len(rest), int(size))]...)
+	case fuseStatfs:
+		out.zero(80)
+	case fuseReaddir, fuseFlush, fuseRelease, fuseReleasedir, fuseDestroy:
+	default:
+		errno = unix.ENOSYS
+	}
+	if errno != 0 {
+		out = nil
+	}
+	var head fields
+	head.u32(uint32(16+len(out)), uint32(-int32(errno)))
+	head = append(head, request[8:16]...) // the request's number
+	// An error: whoever has asked was killed, or the test has ended.
+	_, _ = unix.Write(d.fd, append(head, out...))
+}
+
+// fields is a structure of the protocol.
+type fields []byte
+
+func (f *fields) u16(values ...uint16) {
+	for _, v := range values {
+		*f = binary.NativeEndian.AppendUint16(*f, v)
+	}
+}
+
+func (f *fields) u32(values ...uint32) {
+	for _, v := range values {
+		*f = binary.NativeEndian.AppendUint32(*f, v)
+	}
+}
+
+func (f *fields) u64(values ...uint64) {
+	for _, v := range values {
+		*f = binary.NativeEndian.AppendUint64(*f, v)
+	}
+}
+
+// zero fills up to n bytes.
+func (f *fields) zero(n int) { *f = append(*f, make([]byte, n-len(*f))...) }
+
+// attributes are struct fuse_attr.
+func (f *fields) attributes(node uint64) {
+	mode, size := uint32(unix.S_IFDIR|0o755), uint64(0)
+	if node%2 == 0 {
+		mode, size = unix.S_IFREG|0o644, uint64(len(content))
+	}
+	f.u64(node, size, 0, 0, 0, 0)
+	f.u32(0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+}

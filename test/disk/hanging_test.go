@@ -1,0 +1,40 @@
+package disk
+
+import (
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process that waits for it does not heed SIGKILL before it answers.
+func TestHanging(t *testing.T) {
+	d := NewHanging(t)
+	for _, name := range []string{"file", "sub/file"} {
+		if body, err := exec.Command("cat", filepath.Join(d.Dir, name)).Output(); err != nil || string(body) != content {
+			t.Fatalf("%s: %q, %v", name, body, err)
+		}
+	}
+	d.Hang()
+	cmd := exec.Command("cat", filepath.Join(d.Dir, "sub/file"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	d.AwaitHung(1)
+	if err := cmd.Process.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatalf("ended: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	d.Resume()
+	if err := <-ended; err == nil || err.Error() != "signal: killed" {
+		t.Errorf("ended with %v", err)
+	}
+}
