@@ -41,7 +41,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{}), held: make(map[string]held)}
-	if err := c.call(ctx, "ping", struct{}{}, nil); err != nil {
+	if err := c.again(ctx, "ping", struct{}{}, nil); err != nil {
 		return nil, err
 	}
 	return c, nil

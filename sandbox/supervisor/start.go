@@ -121,6 +121,10 @@ func dialUnix(ctx context.Context, dir string) (*net.UnixConn, error) {
 	defer d.Close()
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName))
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		<-ctx.Done() // the dialer has looked at the clock before ctx's timer did, and whoever called asks ctx why this failed
+		return nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package supervisor_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -244,6 +245,21 @@ func TestKilledWhileItStarts(t *testing.T) {
 	}
 	if states, err := w.newer.List(w.ctx()); err != nil || len(states) != 1 || states[0].ID != req.ID || states[0].PID != pid {
 		t.Errorf("after two more: %v, %v", states, err)
+	}
+}
+
+// lateTimer is a context whose time has come, and whose timer has not seen it yet.
+type lateTimer struct{ context.Context }
+
+func (lateTimer) Deadline() (time.Time, bool) { return time.Now(), true }
+
+// A call that its deadline has ended says so, and its caller's context too, by which the caller tells that from a failure.
+func TestDeadlineBeforeItsTimer(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithTimeout(w.ctx(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := w.client.List(lateTimer{ctx}); !errors.Is(err, context.DeadlineExceeded) || ctx.Err() == nil {
+		t.Errorf("%v, while the context is at %v", err, ctx.Err())
 	}
 }
 
