@@ -25,10 +25,11 @@ import (
 type Client struct {
 	cfg Config
 
-	mu     sync.Mutex
-	closed bool
-	conns  map[*net.UnixConn]struct{}
-	held   map[string]held // by container, see Hold
+	mu      sync.Mutex
+	closed  bool
+	conns   map[*net.UnixConn]struct{}
+	held    map[string]held  // by container, see Hold
+	outputs map[string][]int // by container, see holdOutputs
 }
 
 // Connect returns a client of the supervisor in cfg.Dir. It adopts the running
@@ -40,7 +41,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err := prepareDir(cfg.Dir); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{}), held: make(map[string]held)}
+	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{}), held: make(map[string]held), outputs: make(map[string][]int)}
 	if err := c.again(ctx, "ping", struct{}{}, nil); err != nil {
 		return nil, err
 	}
@@ -60,6 +61,10 @@ func (c *Client) Close() error {
 		_ = h.f.Close()
 		delete(c.held, id)
 	}
+	for id, fds := range c.outputs {
+		closeFDs(fds)
+		delete(c.outputs, id)
+	}
 	return nil
 }
 
@@ -69,7 +74,16 @@ func (c *Client) Close() error {
 // that. errdefs.ErrAlreadyExists: the ID is in use.
 func (c *Client) Run(ctx context.Context, req RunRequest) (pid int, err error) {
 	var a RunAnswer
-	err = c.call(ctx, "run", req, &a)
+	held := false
+	err = c.stream(ctx, "run", req, nil, func(_ wire.Conn, raw json.RawMessage, got []*os.File) (bool, error) {
+		closeAll(got)
+		c.holdOutputs(req.ID) // before the commit: there is no moment at which the container is and its output is not held
+		held = true
+		return false, json.Unmarshal(raw, &a)
+	})
+	if err != nil && held {
+		c.letOutputsGo(req.ID)
+	}
 	return a.PID, err
 }
 
@@ -89,7 +103,11 @@ func (c *Client) Kill(ctx context.Context, id string, sig syscall.Signal, all bo
 // Delete kills what runs of the container, has the OCI runtime delete it and
 // forgets it, its exit included. An unknown container is success.
 func (c *Client) Delete(ctx context.Context, id string) error {
-	return c.again(ctx, "delete", IDRequest{ID: id}, nil)
+	err := c.again(ctx, "delete", IDRequest{ID: id}, nil)
+	if err == nil {
+		c.letOutputsGo(id)
+	}
+	return err
 }
 
 // Update has the OCI runtime change the limits of a running container to
@@ -184,6 +202,7 @@ func (c *Client) Watch(ctx context.Context, f func(Exit)) error {
 		if err := json.Unmarshal(body, &e); err != nil {
 			return false, err
 		}
+		c.letOutputsGo(e.ID)
 		f(e)
 		return true, nil
 	})

@@ -22,7 +22,7 @@
 //	supervisor.sock          PROTOCOL.md
 //	containers/<id>/container.json    the request, pid and start time
 //	containers/<id>/exit.json         the exit, once it has happened
-//	containers/<id>/stdin,stdout,stderr   FIFOs that the container holds open itself
+//	containers/<id>/stdin,stdout,stderr   FIFOs that the container holds open itself, and the client
 //	staging/<n>              output that is on its way from a FIFO to a log
 //	quarantine/<id>.<time>   records that could not be read
 package supervisor

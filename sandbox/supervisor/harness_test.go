@@ -433,6 +433,11 @@ func (w *world) audit() {
 	if w.newer != nil {
 		_ = w.newer.Close()
 	}
+	for _, fd := range list("/proc/self/fd") {
+		if target, _ := os.Readlink("/proc/self/fd/" + fd); strings.HasPrefix(target, w.config().Dir+"/containers/") {
+			w.Errorf("the clients have left %s open", target)
+		}
+	}
 	for _, dir := range []string{"supervisor/containers", "supervisor/quarantine", "runtime"} {
 		w.eventually(dir+" is empty", func() bool { return len(list(filepath.Join(w.dir, dir))) == 0 })
 	}

@@ -18,8 +18,8 @@ type held struct {
 }
 
 // Hold keeps what containers would lose if the supervisor were killed: their
-// terminals, and the writing end of a stdin that is to end with its first
-// client. It first gives the supervisor the terminals that its predecessor had.
+// terminals, the writing end of a stdin that is to end with its first client,
+// and what is in the FIFOs of their output, which Run keeps too. It first gives the supervisor the terminals that its predecessor had.
 // It returns when ctx ends or the connection breaks, and keeps what it has for
 // the next Hold, which is to follow soon. There must be one at a time.
 func (c *Client) Hold(ctx context.Context) error { return c.hold(ctx, true) }
@@ -27,6 +27,9 @@ func (c *Client) Hold(ctx context.Context) error { return c.hold(ctx, true) }
 // hold is Hold, or takes what there is now and no more.
 func (c *Client) hold(ctx context.Context, on bool) error {
 	if err := c.giveBack(ctx); err != nil {
+		return err
+	}
+	if err := c.holdAllOutputs(ctx); err != nil {
 		return err
 	}
 	told := make(map[string]bool) // until all are

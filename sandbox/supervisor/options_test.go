@@ -27,7 +27,6 @@ func TestRuntimeOptions(t *testing.T) {
 		t.Fatal(code, err)
 	}
 	w.killSupervisor()
-	w.connect()
 	w.delete(req.ID)
 	data, err := os.ReadFile(calls)
 	w.must(err)

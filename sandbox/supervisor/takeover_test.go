@@ -108,7 +108,7 @@ func TestTakeoverLosesNoLine(t *testing.T) {
 	w := newWorld(t)
 	w.watch()
 	const total = 600000
-	// It lives on at the end: a pipe that nobody has open any more is gone.
+	// It lives on at the end, for its exit code.
 	req := w.container("sh", "-c", `trap 'exit 6' TERM
 		count() { i=0; while [ $i -lt 40 ]; do seq $((i*15000+1)) $((i*15000+15000)); usleep 10000; i=$((i+1)); done; }
 		count & count >&2 & wait; while :; do usleep 10000; done`)

@@ -40,8 +40,8 @@ func (w *worker) isReady(c *container) bool {
 }
 
 // checkLog requires that a log has each line that the container wrote, whole, once and in order; and all of them when it
-// has come to its own end. What it wrote when there was no supervisor, and it ended before the next one was there, is lost:
-// nobody had its FIFO open then. A start that was undone may have written before.
+// has come to its own end. What it wrote when there was neither daemon nor supervisor, and it ended before they were there, is
+// lost: nobody had its FIFO open then; with a terminal without the supervisor alone. A start that was undone may have written before.
 func (w *worker) checkLog(c *container) error {
 	if !c.started {
 		return nil
@@ -77,7 +77,7 @@ func (w *worker) checkLog(c *container) error {
 	if c.exit == nil || !c.plan.exits || c.exit.GetExitCode() != c.plan.code || got == c.plan.lines || w.lostTerminal(c) {
 		return nil
 	}
-	if w.faults.inOutage(time.Unix(0, c.exit.GetFinishedAt())) {
+	if w.faults.inOutage(time.Unix(0, c.exit.GetFinishedAt())) && (c.plan.tty || w.faults.bothSince(c.asked)) {
 		w.report.lostEnd()
 		return nil
 	}

@@ -19,7 +19,7 @@ type report struct {
 	calls       map[string]map[codes.Code]int
 	recoveries  map[string][]time.Duration
 	unknown     int // exits that nobody could know
-	lostEnds    int // logs that lack what was written when no supervisor was there
+	lostEnds    int // logs that lack what was written when neither daemon nor supervisor was there
 	crunMounts  int // that killed cruns have left in /tmp
 	audits      int
 	differences []string
