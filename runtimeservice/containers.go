@@ -74,7 +74,7 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 		IDs: sandboxIDs(c.pod.userns),
 	})
 	if ctx.Err() == nil && (errdefs.IsUnavailable(err) || errdefs.IsAlreadyExists(err)) {
-		pid, err = s.startCutOff(ctx, c.id, err)
+		pid, err = s.startCutOff(ctx, c.id, cc.GetTty() || cc.GetStdinOnce(), err)
 	}
 	switch {
 	case err == nil:
@@ -88,16 +88,21 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 }
 
 // startCutOff is what became of a start in which the supervisor has ended: the next one has the container if its process
-// was recorded, and undoes the rest. The same of a start before, which nobody could ask about then (already exists).
-func (s *containers) startCutOff(ctx context.Context, id string, cause error) (pid int, err error) {
+// was recorded, and undoes the rest. The same of a start before, which nobody could ask about then (already exists). One that
+// loses with a supervisor, before the daemon holds it, its terminal or the end of its stdin is undone too.
+func (s *containers) startCutOff(ctx context.Context, id string, loses bool, cause error) (pid int, err error) {
 	procs, err := s.host.Processes(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("%w; then %w", cause, err)
 	}
-	if p, known := procs[id]; known {
-		return p.PID, nil // if it has ended, the exit is told as any other
+	p, known := procs[id]
+	switch {
+	case !known:
+		return 0, cause
+	case loses:
+		return 0, errors.Join(fmt.Errorf("the supervisor died with its terminal or stdin, start it again: %w", errdefs.ErrUnavailable), s.host.Undo(ctx, id))
 	}
-	return 0, cause
+	return p.PID, nil // if it has ended, the exit is told as any other
 }
 
 // started makes the container running, and exited if its exit has been told already.

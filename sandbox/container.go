@@ -135,6 +135,9 @@ func (h *Host) Kill(ctx context.Context, id string) error {
 // ReopenLog lets the container's log go on in a new file at its path.
 func (h *Host) ReopenLog(ctx context.Context, id string) error { return h.sup.ReopenLog(ctx, id) }
 
+// Undo makes a container that was started one that can be started again. Nothing there is success.
+func (h *Host) Undo(ctx context.Context, id string) error { return h.sup.Delete(ctx, id) }
+
 // DeleteContainer kills what still runs of the container, has the OCI runtime
 // delete it and removes its bundle. Nothing there is success.
 func (h *Host) DeleteContainer(ctx context.Context, id string) error {

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	meanPause = 600 * time.Millisecond // between the recovery of one kill and the next
+	meanPause = 1500 * time.Millisecond // between one kill and the next, which waits for the recovery from the one before
 	// settleTime is how long after a death its echo may come to a client, and the two processes may not yet have told
 	// each other of their descriptors.
 	settleTime = 2 * time.Second
@@ -152,12 +152,13 @@ func milliseconds(random *rand.Rand, most int) time.Duration {
 // kill kills until stop is closed. All is well again when it returns.
 func (n *node) kill(round int, stop <-chan struct{}) {
 	random := rand.New(rand.NewPCG(n.seed, uint64(round)))
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-stop:
 			return
-		case <-time.After(time.Duration(random.ExpFloat64() * float64(meanPause))):
+		case <-time.After(time.Until(last.Add(time.Duration(random.ExpFloat64() * float64(meanPause))))):
 		}
+		last = time.Now()
 		b := drawBlow(random)
 		n.gate.RLock()
 		err := b.do(n, random)

@@ -17,6 +17,7 @@ type report struct {
 	lives       int
 	kills       map[string]int
 	calls       map[string]map[codes.Code]int
+	took        map[string]time.Duration // all calls of a kind
 	recoveries  map[string][]time.Duration
 	unknown     int // exits that nobody could know
 	lostEnds    int // logs that lack what was written when neither daemon nor supervisor was there
@@ -40,12 +41,13 @@ func (r *report) kill(what string) {
 	r.kills[what]++
 }
 
-func (r *report) call(what string, code codes.Code) {
+func (r *report) call(what string, code codes.Code, took time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.calls == nil {
-		r.calls = map[string]map[codes.Code]int{}
+		r.calls, r.took = map[string]map[codes.Code]int{}, map[string]time.Duration{}
 	}
+	r.took[what] += took
 	if r.calls[what] == nil {
 		r.calls[what] = map[codes.Code]int{}
 	}
@@ -133,7 +135,7 @@ func (r *report) String() string {
 				failed = append(failed, fmt.Sprintf("%d %s", n, code))
 			}
 		}
-		fmt.Fprintf(&b, "  %6d %s: %s\n", total, what, strings.Join(failed, ", "))
+		fmt.Fprintf(&b, "  %6d %s, %d ms each: %s\n", total, what, r.took[what].Milliseconds()/int64(total), strings.Join(failed, ", "))
 	}
 	return b.String()
 }

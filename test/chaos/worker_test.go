@@ -93,9 +93,9 @@ func (w *worker) request(what string, do func(context.Context) error, refusals .
 	}
 	sent := time.Now()
 	err := do(ctx)
-	code := status.Code(err)
-	w.report.call(what, code)
-	w.note("%s, %d ms: %v", what, time.Since(sent).Milliseconds(), err)
+	code, took := status.Code(err), time.Since(sent)
+	w.report.call(what, code, took)
+	w.note("%s, %d ms: %v", what, took.Milliseconds(), err)
 	switch {
 	case err == nil:
 		return nil

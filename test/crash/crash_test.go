@@ -274,7 +274,8 @@ func (w *world) live(o operation, p point, first, second *killpoint.Report) {
 		}
 	}
 	if first.Killed && answer != nil && (p.supervisor || !p.first.After) {
-		answer = s.askAgain(o, p)
+		s.askAgain(o)
+		answer = nil
 		books()
 	}
 	if answer == nil {

@@ -12,21 +12,14 @@ import (
 	"github.com/gantry-cri/gantry/test/killpoint"
 )
 
-// askAgain makes the request again as its caller does. While a supervisor takes over it may fail.
-func (s *subject) askAgain(o operation, p point) (answer error) {
+// askAgain makes the request again as its caller does.
+func (s *subject) askAgain(o operation) {
 	s.t.Helper()
 	again := o.again
 	if again == nil {
 		again = o.do
 	}
-	answer = again(s)
-	if p.supervisor && answer != nil {
-		if status, _ := s.status(&s.ctr); o.from == created && status.GetReason() == "StartError" {
-			return answer // as its caller was told: it makes another one
-		}
-	}
-	s.must("asking again", answer)
-	return nil
+	s.must("asking again", again(s))
 }
 
 // do makes the request while a process is traced.

@@ -164,7 +164,6 @@ func (s *subject) maybeStarted() {
 	case status == nil:
 		s.t.Error("the container is gone")
 	case state == runtimeapi.ContainerState_CONTAINER_RUNNING && killpoint.Alive(pid):
-	case s.unknown && state == runtimeapi.ContainerState_CONTAINER_EXITED && status.GetReason() == "StartError":
 	case state != runtimeapi.ContainerState_CONTAINER_CREATED:
 		s.t.Errorf("a container that was being started is %v, process %d", status, pid)
 	}
