@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cni/internal/journal"
 )
 
 // maxFile bounds what is read of a record or a configuration file.
@@ -83,7 +85,7 @@ func read(path string) ([]byte, *syscall.Stat_t, error) {
 // setAside renames a file that cannot be used, so that it neither stops the daemon nor gets lost.
 func setAside(ctx context.Context, path string, reason error) error {
 	klog.FromContext(ctx).Error(reason, "Set aside a damaged record", "path", path)
-	if err := os.Rename(path, path+".damaged"); err != nil {
+	if err := journal.SetAside(path); err != nil {
 		return fmt.Errorf("setting aside a damaged record: %w", err)
 	}
 	return nil

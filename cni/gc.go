@@ -137,7 +137,7 @@ func (n *Networks) dropCached() error {
 		if want[path] {
 			continue
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // a DEL may have removed it
+		if err := os.RemoveAll(path); err != nil { // a DEL may have removed it
 			errs = append(errs, err)
 		}
 	}

@@ -57,7 +57,7 @@ func (n *Networks) endOrphans(ctx context.Context) error {
 		}
 		if len(left) == 0 {
 			if collecting {
-				return os.Remove(n.collecting())
+				return os.RemoveAll(n.collecting()) // whatever it is
 			}
 			return nil
 		}

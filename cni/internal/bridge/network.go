@@ -19,6 +19,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/internal/ipam"
+	"github.com/gantry-cri/gantry/cni/internal/journal"
 	"github.com/gantry-cri/gantry/cni/internal/nft"
 )
 
@@ -69,19 +70,23 @@ func openNetwork(ctx context.Context, name, dir string) (*network, error) {
 	}
 	path := filepath.Join(dir, "network.json")
 	_ = os.Remove(path + ".new") // of a crash; the next save makes it anew
-	data, err := os.ReadFile(path)
+	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading network %s: %w", name, err)
+	var data []byte
+	damage := errors.New("it is no file")
+	if err == nil && info.Mode().IsRegular() {
+		data, err = os.ReadFile(path)
+		damage = json.Unmarshal(data, &n.rec)
 	}
-	if err := json.Unmarshal(data, &n.rec); err != nil {
-		klog.FromContext(ctx).Error(err, "Set aside a damaged record of a network", "path", path)
+	if err == nil && damage != nil {
+		klog.FromContext(ctx).Error(damage, "Set aside a damaged record of a network", "path", path)
 		n.rec = record{}
-		if err := os.Rename(path, path+".damaged"); err != nil {
-			return nil, fmt.Errorf("setting aside record of network %s: %w", name, err)
-		}
+		err = journal.SetAside(path)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading network %s: %w", name, err), n.pool.Close())
 	}
 	return n, nil
 }

@@ -58,8 +58,16 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 		return nil, fmt.Errorf("making the directory of a journal: %w", err)
 	}
 	j := &Journal{path: path, lines: map[string]line{}}
-	bad, err := j.read()
-	if err != nil {
+	info, err := os.Stat(path)
+	var bad []error
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		bad = append(bad, fmt.Errorf("%s is there instead of a file", info.Mode()))
+	case err == nil:
+		if bad, err = j.read(); err != nil {
+			return nil, fmt.Errorf("reading journal: %w", err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("reading journal: %w", err)
 	}
 	for _, key := range slices.Sorted(maps.Keys(j.lines)) {
@@ -90,20 +98,29 @@ func Open(ctx context.Context, path string, accept func(key string, value json.R
 func (j *Journal) Dropped() int { return j.dropped }
 
 // setAside gives the file a second name, of a damaged one: until it is replaced, its good records stay where the next
-// Open looks for them.
+// Open looks for them. What is no file has none.
 func setAside(path string) error {
-	if err := os.Remove(path + ".damaged"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
+		return errors.Join(err, SetAside(path))
+	}
+	if err := os.RemoveAll(path + ".damaged"); err != nil {
 		return err
 	}
 	return os.Link(path, path+".damaged")
 }
 
+// SetAside renames what cannot be used as a record, of whatever kind it is, to <path>.damaged, in the place of what was
+// set aside before.
+func SetAside(path string) error {
+	if err := os.RemoveAll(path + ".damaged"); err != nil {
+		return err
+	}
+	return os.Rename(path, path+".damaged")
+}
+
 // read fills lines and returns an error for each line that cannot be read.
 func (j *Journal) read() (bad []error, err error) {
 	f, err := os.Open(j.path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -62,6 +63,39 @@ func TestReplay(t *testing.T) {
 			_, err := os.Stat(path + ".damaged")
 			if (err == nil) != c.damaged {
 				t.Errorf("set aside: %v, want %v", err == nil, c.damaged)
+			}
+		})
+	}
+}
+
+// What is there instead of a file, and what was set aside before, whatever it was, keeps no journal from working.
+func TestNoFileInItsPlace(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"directory": func(path string) error { return os.MkdirAll(filepath.Join(path, "in", "it"), 0o700) },
+		"pipe":      func(path string) error { return syscall.Mkfifo(path, 0o600) },
+		"garbage":   func(path string) error { return os.WriteFile(path, []byte("x\n"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "j")
+			if err := errors.Join(put(path), os.MkdirAll(filepath.Join(path+".damaged", "older"), 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			there, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			j, got := open(t, path)
+			if got != "" || j.Dropped() != 1 {
+				t.Errorf("got %q, %d dropped", got, j.Dropped())
+			}
+			if aside, err := os.Lstat(path + ".damaged"); err != nil || !os.SameFile(aside, there) {
+				t.Errorf("set aside: %v, %v", aside, err)
+			}
+			if err := j.Put("a", 1, true); err != nil {
+				t.Error(err)
+			}
+			if j, got = open(t, path); got != "a=1" || j.Dropped() != 0 {
+				t.Errorf("afterwards %q, %d dropped", got, j.Dropped())
 			}
 		})
 	}
