@@ -49,6 +49,9 @@ func serve() {
 			fmt.Fprintln(os.Stderr, "refused:", err)
 			os.Exit(1)
 		}
+		if v == "not executable any more" {
+			_ = os.Chmod("/proc/self/exe", 0o600)
+		}
 		return
 	}
 	if *handover > 0 && v == "crashing at once" {

@@ -321,6 +321,18 @@ func TestUpgradeToABrokenProgram(t *testing.T) {
 	if _, err := w.newer.Upgrade(w.ctx()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("to one that refuses: %v", err)
 	}
+	w.install("not executable any more") // found out when all stands still, and goes on
+	if _, err := w.newer.Upgrade(w.ctx()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "executing") {
+		t.Errorf("to one that cannot be executed: %v", err)
+	}
+	written := len(w.logged(req))
+	w.eventually("output goes on", func() bool { return len(w.logged(req)) > written })
+	ended := w.container("sh", "-c", "exit 5")
+	w.run(ended)
+	if e := w.exit(ended.ID); e.Code != 5 {
+		t.Errorf("after it: %+v", e)
+	}
+	w.delete(ended.ID)
 	w.binary = filepath.Join(w.dir, "text")
 	w.must(os.WriteFile(w.binary, []byte("not a program"), 0o700))
 	w.restart()

@@ -122,12 +122,15 @@ func (s *Server) readRecord(id string) (r record, err error) {
 	return r, checkRun(&r.Request)
 }
 
-// inBackground runs f with the container's lock, which nobody else has yet.
+// inBackground runs f with the container's lock, which nobody else has yet. An
+// upgrade waits for it: the next program does not look for the predecessor's commands again.
 func (c *container) inBackground(f func()) {
 	c.op <- struct{}{}
+	c.srv.gate.Join()
 	c.srv.begin() // cannot be refused: nothing has stopped the server yet
 	go func() {
 		defer c.srv.end()
+		defer c.srv.gate.Leave()
 		defer c.unlock()
 		f()
 	}()

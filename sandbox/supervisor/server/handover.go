@@ -180,6 +180,9 @@ func takeHandover(fd int) (*handover, error) {
 // back to those that it was started with. Not by package syscall, which would
 // then give them to children as well, instead of the lower ones it keeps for these.
 func setNofile(limits [2]uint64) error {
+	if limits == [2]uint64{} { // of one that does not tell them: what it was started with is left
+		return nil
+	}
 	if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limits)), 0, 0, 0); errno != 0 {
 		return fmt.Errorf("setting the limit of descriptors to %v: %w", limits, errno)
 	}

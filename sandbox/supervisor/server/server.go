@@ -123,11 +123,14 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.idle = time.AfterFunc(idleTime, s.stopIfIdle)
-	if err := s.adoptAll(h); err != nil {
-		return err
-	}
-	if h != nil {
+	s.begin() // it is not idle, however long that takes
+	err = s.adoptAll(h)
+	if err == nil && h != nil {
 		s.takeOver(ctx, h)
+	}
+	s.end()
+	if err != nil {
+		return err
 	}
 	// Not before, as it takes the exits of children that nobody waits for yet.
 	stopReaper := make(chan struct{})

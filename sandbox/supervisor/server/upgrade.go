@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/oci"
@@ -61,7 +62,7 @@ func (s *Server) upgrade(ctx context.Context, req supervisor.UpgradeRequest, cal
 	}
 	checked, err := s.check(ctx, program, req.Path)
 	if err != nil {
-		return nil, fmt.Errorf("upgrade to %s, which does not take over: %w", req.Path, err)
+		return nil, fmt.Errorf("upgrade to %s, which does not take over: %w: %w", req.Path, err, refusal(err))
 	}
 	return nil, fmt.Errorf("upgrade to %s: %w", req.Path, s.become(program, req.Path, checked, call))
 }
@@ -102,7 +103,7 @@ func (s *Server) become(program *os.File, path string, checked []string, call *c
 	s.log.Info("Supervisor becomes another program", "path", path, "version", s.version, "containers", len(h.Containers), "execs", len(h.Execs))
 	err := h.become(program, []string{path, "--dir", s.dir})
 	s.log.Error("Supervisor stays as it is", "err", err)
-	return err
+	return fmt.Errorf("%w: %w", err, refusal(err))
 }
 
 // describe describes what is handed over. The gate is shut, or it is for a check only.
@@ -190,6 +191,15 @@ func sameProgram(f *os.File) (bool, error) {
 	}
 }
 
+// refusal is the kind of an error of checking or executing the other program: one that is
+// still being written (ETXTBSY, execve(2)), and what is used up, are of the moment.
+func refusal(err error) error {
+	if errors.Is(err, unix.ETXTBSY) || notNow(err) {
+		return errdefs.ErrUnavailable
+	}
+	return errdefs.ErrFailedPrecondition
+}
+
 // check has the other program say, in a process of its own, whether it
 // understands a handover like this one's. It returns the containers that were in it.
 func (s *Server) check(ctx context.Context, program *os.File, path string) (ids []string, err error) {
@@ -219,7 +229,7 @@ func (s *Server) check(ctx context.Context, program *os.File, path string) (ids 
 	})
 	_ = w.Close()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrFailedPrecondition)
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
@@ -228,11 +238,11 @@ func (s *Server) check(ctx context.Context, program *os.File, path string) (ids 
 	case exit = <-done:
 	case <-ctx.Done():
 		s.reaper.KillGroup(pid)
-		return nil, fmt.Errorf("its check has no end: %w: %w", context.Cause(ctx), errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("its check has no end: %w", context.Cause(ctx))
 	}
 	if code := exit.Code(); code != 0 {
 		said, _, _ := strings.Cut(oci.ReadNow(r), "\n")
-		return nil, fmt.Errorf("its check ended with %d: %s: %w", code, said, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("its check ended with %d: %s", code, said)
 	}
 	return ids, nil
 }
