@@ -1,10 +1,12 @@
 package crash
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -69,11 +71,22 @@ func operations() []operation {
 		restart().of("start", hostPort),
 		pullImage().of("PullImage"), removeImage().of("RemoveImage"),
 	}
-	if exec.Command("criu", "check").Run() == nil { // CRIU is there, and can work on this kernel
+	if noCRIU() == "" {
 		all = append(all, checkpoint().of("CheckpointContainer"))
 	}
 	return all
 }
+
+// noCRIU is why no container can be checkpointed here, "" if it can; it is told once, of the whole program.
+var noCRIU = sync.OnceValue(func() string {
+	out, err := exec.Command("criu", "check").CombinedOutput()
+	if err == nil {
+		return ""
+	}
+	reason := strings.TrimSpace(fmt.Sprintf("%v: %s", err, out))
+	fmt.Fprintln(os.Stderr, "CheckpointContainer is left out: criu check:", reason)
+	return reason
+})
 
 func (o operation) of(name string, change ...podChange) operation {
 	o.name, o.pod = name, change
