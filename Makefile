@@ -1,7 +1,7 @@
 # Thin on purpose: each target is one script of hack/, so that every step also runs without make.
 
 .DEFAULT_GOAL := help
-.PHONY: help build install demo test test-net test-vm test-reset test-kubelet lint critest crash-matrix chaos guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean
+.PHONY: help build install demo test test-net test-vm test-reset test-kubelet lint critest crash-matrix chaos guards fuzz bench bench-pull bench-net bench-log bench-recovery crictl clean bench-hang
 
 help:     ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-log: ## containers' output to their logs measured against Debian's contain
 
 bench-recovery: ## 200 pods, kill -9, until the first exact list; beside containerd, when it was built for bench-net (root)
 	@hack/bench-recovery.sh
+
+bench-hang: ## an hour of a kubelet's polling beside what hangs: time of its calls, memory (root)
+	@hack/bench-hang.sh
 
 crictl:   ## build bin/crictl, to talk to a gantry
 	@hack/build.sh crictl

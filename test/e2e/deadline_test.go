@@ -57,15 +57,18 @@ func (n *node) pods() []*runtimeapi.PodSandbox {
 }
 
 // pluginNode has a CNI plugin that calls itself well-behaved, but hangs in ADD while there is a file add-hangs in its
-// folder, hangs in DEL while there is a file del-hangs, and fails in it while there is a file del-fails.
+// folder, or stops itself by SIGSTOP while there is add-stops; hangs in DEL while there is a file del-hangs, stops itself
+// there while there is del-stops, and fails there while there is del-fails.
 func pluginNode(t *testing.T) (n *node, folder string) {
 	conf, bin := t.TempDir(), t.TempDir()
 	script(t, filepath.Join(bin, "moody"), fmt.Sprintf(`cd %s
 case $CNI_COMMAND in
 ADD) [ ! -e add-hangs ] || exec sleep 1000
+     [ ! -e add-stops ] || kill -STOP $$
      touch added-$CNI_CONTAINERID
      echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.2/24"},{"address":"fd00:99::2/64"}]}';;
 DEL) while [ -e del-hangs ]; do sleep 0.05; done
+     [ ! -e del-stops ] || kill -STOP $$
      [ ! -e del-fails ] || { echo '{"cniVersion":"1.0.0","code":11,"msg":"the switch is away"}'; exit 1; }
      rm -f added-$CNI_CONTAINERID;;
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}';;
@@ -78,22 +81,48 @@ esac
 	return &node{t: t, Instance: harness.New(t, harness.Config{CNIConf: conf, Flags: []string{"--cni-bin-dir", bin}})}, bin
 }
 
-// A caller that gives up while a CNI plugin hangs leaves nothing, and may ask again.
+// A caller that gives up while a CNI plugin hangs, or is stopped, leaves nothing, and may ask again.
 func TestDeadlineInRunPodSandbox(t *testing.T) {
 	n, plugin := pluginNode(t)
-	config := n.podConfig("pod", sharedPID)
-	touch(t, filepath.Join(plugin, "add-hangs"))
-	_, err := n.Runtime.RunPodSandbox(n.within(2*time.Second), &runtimeapi.RunPodSandboxRequest{Config: config})
+	for _, how := range []string{"add-hangs", "add-stops"} {
+		config := n.podConfig(how, sharedPID)
+		touch(t, filepath.Join(plugin, how))
+		_, err := n.Runtime.RunPodSandbox(n.within(2*time.Second), &runtimeapi.RunPodSandboxRequest{Config: config})
+		wantError(t, err, codes.DeadlineExceeded)
+		if err := n.Audit(); err != nil {
+			t.Error(err)
+		}
+		if got := n.pods(); len(got) > 0 {
+			t.Errorf("%s: pods after the deadline: %v", how, got)
+		}
+		untouch(t, filepath.Join(plugin, how))
+		p := n.runPod(how, sharedPID)
+		if p.status().GetNetwork().GetIp() != "10.99.0.2" {
+			t.Errorf("%s: the pod of the retry: %v", how, p.status())
+		}
+		if err := n.removePod(p.id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A pod whose CNI plugin is stopped in DEL can be removed later.
+func TestDeadlineInStopPodSandbox(t *testing.T) {
+	n, plugin := pluginNode(t)
+	p := n.runPod("pod")
+	touch(t, filepath.Join(plugin, "del-stops"))
+	_, err := n.Runtime.StopPodSandbox(n.within(time.Second), &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id})
 	wantError(t, err, codes.DeadlineExceeded)
-	if err := n.Audit(); err != nil {
-		t.Error(err)
+	other := n.podConfig("other")
+	resp, err := n.Runtime.RunPodSandbox(n.context(), &runtimeapi.RunPodSandboxRequest{Config: other})
+	if err != nil {
+		t.Fatalf("another pod meanwhile: %v", err)
 	}
-	if got := n.pods(); len(got) > 0 {
-		t.Errorf("pods after the deadline: %v", got)
-	}
-	untouch(t, filepath.Join(plugin, "add-hangs"))
-	if p := n.runPod("pod", sharedPID); p.status().GetNetwork().GetIp() != "10.99.0.2" {
-		t.Errorf("the pod of the retry: %v", p.status())
+	untouch(t, filepath.Join(plugin, "del-stops"))
+	for _, id := range []string{p.id, resp.GetPodSandboxId()} {
+		if err := n.removePod(id); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -151,20 +180,21 @@ func realRunc(t testing.TB) string {
 	return strings.TrimSpace(string(out))
 }
 
-// A caller that gives up while the OCI runtime hangs leaves the container created, and may ask again. Whether runc
-// has made the container by then or not makes no difference.
+// A caller that gives up while the OCI runtime hangs, or is stopped by SIGSTOP, leaves the container created, and may
+// ask again. Whether runc has made the container by then or not makes no difference.
 func TestDeadlineInStartContainer(t *testing.T) {
 	dir := t.TempDir()
 	wrapper, hang := filepath.Join(dir, "runc"), filepath.Join(dir, "hangs")
 	script(t, wrapper, fmt.Sprintf(`runs=; for a; do [ "$a" = run ] && runs=1; done
-[ "$runs$(cat %[1]s 2>/dev/null)" = 1before ] && sleep 1000
+hang() { case "$runs$(cat %[1]s 2>/dev/null)" in 1$1) sleep 1000;; 1$1-stopped) kill -STOP $$;; esac; }
+hang before
 %[2]s "$@" || exit
-[ "$runs$(cat %[1]s 2>/dev/null)" = 1after ] && sleep 1000
+hang after
 exit 0
 `, hang, realRunc(t)))
 	n := newNode(t, "--runtime", "slow="+wrapper, "--default-runtime", "slow")
 	p := n.runPod("pod")
-	for _, when := range []string{"before", "after"} {
+	for _, when := range []string{"before", "after", "before-stopped", "after-stopped"} {
 		c := p.create(when, "trap exit TERM; touch /begun; "+forever)
 		if err := os.WriteFile(hang, []byte(when), 0o600); err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -52,6 +53,29 @@ func (n *node) wantHang(what string, err error) {
 	}
 }
 
+// stopsHang requires that the calls hang that would end the container or its pod.
+func (c *container) stopsHang(when string) {
+	c.t.Helper()
+	_, err := c.Runtime.StopContainer(c.within(giveUp), &runtimeapi.StopContainerRequest{ContainerId: c.id})
+	c.wantHang(when+", StopContainer", err)
+	c.removalsHang(when)
+}
+
+// removalsHang is that without a stop, which a container that does not run needs none of.
+func (c *container) removalsHang(when string) {
+	c.t.Helper()
+	_, err := c.Runtime.RemoveContainer(c.within(giveUp), &runtimeapi.RemoveContainerRequest{ContainerId: c.id})
+	c.wantHang(when+", RemoveContainer", err)
+	_, err = c.Runtime.RemovePodSandbox(c.within(giveUp), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: c.pod.id})
+	c.wantHang(when+", RemovePodSandbox", err)
+}
+
+// freed requires that the pod can be removed at last.
+func (p *pod) freed() {
+	p.t.Helper()
+	p.eventually("the pod can be removed", func() bool { return p.removePod(p.id) == nil })
+}
+
 // A pod whose volume, or log folder, is on a file system that hangs is alone with that; the daemon can be started anew
 // meanwhile, for no thread of its own waits for the file system.
 func TestHangingVolume(t *testing.T) {
@@ -92,4 +116,132 @@ func TestHangingVolume(t *testing.T) {
 	if c.waitExit(); c.logged("stdout") != "content\n" {
 		t.Errorf("the volume has %q", c.logged("stdout"))
 	}
+}
+
+// A volume that hangs only when the container starts holds the OCI runtime, which cannot be killed.
+func TestHangingVolumeAtStart(t *testing.T) {
+	for name, flags := range handlers(t) {
+		t.Run(name, func(t *testing.T) {
+			d := disk.NewHanging(t)
+			n := newNode(t, flags...)
+			beside, p := n.bystander(), n.runPod("pod")
+			c := p.create("c", forever, mounts(&runtimeapi.Mount{ContainerPath: "/vol", HostPath: filepath.Join(d.Dir, "sub")}))
+			d.Hang()
+			_, err := n.Runtime.StartContainer(n.within(giveUp), &runtimeapi.StartContainerRequest{ContainerId: c.id})
+			n.wantHang("StartContainer", err)
+			d.AwaitHung(1)
+			c.removalsHang("while the OCI runtime hangs")
+			beside.served("while the OCI runtime hangs")
+			if err := n.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			beside.served("after a start while the OCI runtime hangs")
+			d.Resume()
+			p.freed()
+		})
+	}
+}
+
+// A process that does not heed SIGKILL, as its file system hangs, holds up its pod alone, and goes when it can.
+func TestUnkillable(t *testing.T) {
+	d := disk.NewHanging(t)
+	n := newNode(t)
+	beside, p := n.bystander(), n.runPod("pod")
+	c := p.run("c", "while cat /vol/file; do :; done", mounts(&runtimeapi.Mount{ContainerPath: "/vol", HostPath: filepath.Join(d.Dir, "sub")}))
+	d.Hang()
+	d.AwaitHung(1)
+	c.stopsHang("while a process cannot be killed")
+	beside.served("while a process cannot be killed")
+	if _, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id}); err != nil {
+		t.Errorf("its stats: %v", err)
+	}
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	beside.served("after a start while a process cannot be killed")
+	c.removalsHang("after a start while a process cannot be killed")
+	d.Resume()
+	p.freed()
+}
+
+// A container whose cgroup somebody has frozen can be looked at, stopped and removed; an exec is refused at once.
+func TestFrozenContainer(t *testing.T) {
+	for name, flags := range handlers(t) {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, flags...)
+			beside := n.bystander()
+			for how, end := range map[string]func(*container){
+				"killed":  func(c *container) { c.stop(0) },
+				"stopped": func(c *container) { c.stop(1) },
+				"removed": func(c *container) { c.remove() },
+				"pod":     func(c *container) { c.pod.freed() },
+			} {
+				p := n.runPod(how)
+				c := p.run("c", forever)
+				file, on := c.cgroupPath("freezer.state", "cgroup.freeze"), "FROZEN"
+				if cgroup2() {
+					on = "1"
+				}
+				if err := os.WriteFile(file, []byte(on), 0); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := c.execSync(30, "true"); err == nil || status.Code(err) == codes.DeadlineExceeded {
+					t.Errorf("%s: exec in a frozen container: %v", how, err)
+				}
+				if _, err := n.Runtime.ContainerStats(n.context(), &runtimeapi.ContainerStatsRequest{ContainerId: c.id}); err != nil {
+					t.Errorf("%s: its stats: %v", how, err)
+				}
+				end(c)
+			}
+			beside.served("after containers were frozen")
+		})
+	}
+}
+
+// An OCI runtime that does not come to its end, in whatever it is asked for, holds up its container alone.
+func TestHangingRuntime(t *testing.T) {
+	dir := t.TempDir()
+	wrapper := filepath.Join(dir, "runc")
+	// As long as there is a file with the command's name.
+	script(t, wrapper, fmt.Sprintf(`for a; do case $a in run|exec|delete|checkpoint|update) while [ -e %s/$a ]; do sleep 0.05; done;; esac; done
+exec %s "$@"
+`, dir, realRunc(t)))
+	n := configured(t, "max_checkpoint = \"256MiB\"\n", "--runtime", "slow="+wrapper)
+	beside := n.bystander()
+	slow, err := n.podOf("slow", "slow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hang := func(command string) (end func()) {
+		touch(t, filepath.Join(dir, command))
+		return func() { untouch(t, filepath.Join(dir, command)) }
+	}
+
+	c := slow.run("c", forever)
+	end := hang("exec")
+	_, err = c.execSync(1, "true")
+	n.wantHang("ExecSync", err)
+	beside.served("while an exec hangs")
+	end()
+	c.exec("true")
+
+	end = hang("checkpoint")
+	_, err = n.Runtime.CheckpointContainer(n.within(giveUp), &runtimeapi.CheckpointContainerRequest{ContainerId: c.id, Location: filepath.Join(dir, "archive")})
+	n.wantHang("CheckpointContainer", err)
+	beside.served("while a checkpoint hangs")
+	end()
+
+	end = hang("delete")
+	c.stop(0)
+	c.removalsHang("while its delete hangs")
+	beside.served("while a delete hangs")
+	if err := n.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	beside.served("after a start while a delete hangs")
+	end()
+	slow.freed()
 }
