@@ -7,9 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/cni/internal/bridge"
 )
 
 // GC releases what belongs to no pod of livePodIDs: attachments by their chain's DEL, then leases, host ports and links
@@ -38,7 +41,7 @@ func (n *Networks) GC(ctx context.Context, livePodIDs []string) error {
 	if detached > 0 {
 		klog.FromContext(ctx).Info("Detached pods that are gone", "pods", detached)
 	}
-	errs = append(errs, n.dropCached())
+	errs = append(errs, n.dropCached(), n.leaseAgain(ctx, live))
 	// Where there was no configuration and no state of it, the built-in network touches nothing.
 	errs = append(errs, n.bridge.Sweep(ctx, live))
 	n.settle(n.unknown(livePodIDs))
@@ -113,6 +116,43 @@ func (n *Networks) adoptCached() error {
 		}
 	}
 	return nil
+}
+
+// leaseAgain gives live pods of the built-in network back the leases that were lost with a damaged journal, or their
+// addresses would be given to others. What addresses they have says the result of their ADD.
+func (n *Networks) leaseAgain(ctx context.Context, live map[string]bool) error {
+	var errs []error
+	for id := range live {
+		a := n.records.get(id)
+		if a == nil || !slices.ContainsFunc(a.list.Plugins, func(p *libcni.PluginConfig) bool { return p.Network.Type == bridge.Type }) {
+			continue
+		}
+		leased, err := n.bridge.Leased(ctx, a.list.Name, id)
+		if err == nil && !leased {
+			err = n.leaseResult(ctx, id, a)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("leasing pod %s the addresses again that it has: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Networks) leaseResult(ctx context.Context, id string, a *attachment) error {
+	cache := n.libcni
+	if builtIn(a.list) {
+		cache = n.within
+	}
+	raw, err := cache.GetNetworkListCachedResult(a.list, a.runtimeConf(id, a.NetNS))
+	if raw == nil || err != nil { // without one it was never attached
+		return err
+	}
+	result, err := podResult(raw)
+	if err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Leased a pod its addresses again, whose leases were lost", "podID", id, "ips", result.IPs)
+	return n.bridge.Hold(ctx, a.list.Name, id, result.IPs)
 }
 
 // dropCached removes the files of libcni's cache that belong to no attached pod: DEL removes only what it can read.

@@ -118,6 +118,24 @@ func (p *Plugin) allocate(n *network, pod string, sets [][]ipam.Range) ([]ipam.A
 	return n.pool.Allocate(pod, sets, others...)
 }
 
+// Leased reports whether a pod has an address of the network.
+func (p *Plugin) Leased(ctx context.Context, name, pod string) (bool, error) {
+	n, err := p.network(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	return n.pool.Leased(pod), nil
+}
+
+// Hold leases addresses of the network to a pod that has them.
+func (p *Plugin) Hold(ctx context.Context, name, pod string, addrs []netip.Addr) error {
+	n, err := p.network(ctx, name)
+	if err != nil {
+		return err
+	}
+	return n.pool.Hold(pod, addrs)
+}
+
 func (n *network) forget() {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -110,6 +110,33 @@ func (p *Pool) allocateOne(pod string, set []Range, others []*Pool) (Address, er
 		p.network, strings.Join(full, ", "), errdefs.ErrUnavailable)
 }
 
+// Hold leases addresses to the pod that it has, of which the pool does not know, as its journal was lost.
+func (p *Pool) Hold(pod string, addrs []netip.Addr) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, addr := range addrs {
+		switch holder := p.holder[addr]; holder {
+		case pod:
+			continue
+		case "":
+		default:
+			return fmt.Errorf("address %s of pod %s is leased to pod %s in network %s: %w", addr, pod, holder, p.network, errdefs.ErrAlreadyExists)
+		}
+		if err := p.journal.Put(addr.String(), pod, false); err != nil {
+			return fmt.Errorf("leasing %s of network %s: %w", addr, p.network, err)
+		}
+		p.hold(addr, pod)
+	}
+	return nil
+}
+
+// Leased reports whether the pod has an address.
+func (p *Pool) Leased(pod string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.leases[pod]) > 0
+}
+
 // Release frees the pod's addresses. A pod without any is no error.
 func (p *Pool) Release(pod string) error {
 	p.mu.Lock()
