@@ -15,6 +15,8 @@ const (
 	// upgradePauseMax: each try holds new calls up for as long as a probe bears.
 	upgradePause    = 2 * time.Second
 	upgradePauseMax = 5 * time.Minute
+	// upgradeTimeout is for a try: the check takes 10 s at most, and nothing is watched before its end.
+	upgradeTimeout = 30 * time.Second
 )
 
 // Upgrade is what became of having the supervisor become the installed program.
@@ -41,7 +43,9 @@ func (u *upgrader) upgrade(ctx context.Context, sup *supervisor.Client) {
 		return
 	}
 	u.pause, u.due = min(max(2*u.pause, upgradePause), upgradePauseMax), time.Time{}
-	a, err := sup.Upgrade(ctx)
+	trying, cancel := context.WithTimeout(ctx, upgradeTimeout)
+	defer cancel()
+	a, err := sup.Upgrade(trying)
 	later := errdefs.IsUnavailable(err)
 	switch {
 	case ctx.Err() != nil:
