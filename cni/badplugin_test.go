@@ -213,6 +213,13 @@ func TestPluginFiles(t *testing.T) {
 		}
 		n.script("script", versions(`["0.3.1","0.4.0"]`))
 		pod := n.pod()
+		asked := func() string {
+			lines, err := os.ReadFile(n.log() + ".versions")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return string(lines)
+		}
 		for range 2 {
 			if _, err := n.Attach(n.ctx, pod); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "script knows the versions 0.3.1, 0.4.0 of CNI, not 1.0.0") {
 				t.Errorf("%v, want failed precondition that names the versions", err)
@@ -222,18 +229,18 @@ func TestPluginFiles(t *testing.T) {
 			t.Errorf("calls %v, want none", got)
 		}
 		n.script("script", versions(`["1.0.0"]`))
+		refused := asked()
 		n.attach(pod)
-		asked := func() string {
-			lines, err := os.ReadFile(n.log() + ".versions")
-			if err != nil {
-				t.Fatal(err)
-			}
-			return string(lines)
+		if asked() == refused {
+			t.Error("the other program was not asked")
 		}
-		n.attach(n.pod())
-		if got := asked(); got != "asked\nasked\n" {
-			t.Errorf("asked %q, want once for each of two programs", got)
-		}
+		// Whoever looked in the moment of the replacement may have asked once more.
+		eventually(t, "a program that has answered is not asked again", func() bool {
+			before, pod := asked(), n.pod()
+			n.attach(pod)
+			n.detach(pod)
+			return asked() == before
+		})
 	})
 	t.Run("being installed", func(t *testing.T) {
 		n := scripted(t, "")

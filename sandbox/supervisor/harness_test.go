@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -436,11 +437,12 @@ func (w *world) audit() {
 	if w.newer != nil {
 		_ = w.newer.Close()
 	}
-	for _, fd := range list("/proc/self/fd") {
-		if target, _ := os.Readlink("/proc/self/fd/" + fd); strings.HasPrefix(target, w.config().Dir+"/containers/") {
-			w.Errorf("the clients have left %s open", target)
-		}
-	}
+	w.eventually("the clients have nothing of a container open", func() bool { // sessions that the deletions have ended, soon
+		return !slices.ContainsFunc(list("/proc/self/fd"), func(fd string) bool {
+			target, _ := os.Readlink("/proc/self/fd/" + fd)
+			return strings.HasPrefix(target, w.config().Dir+"/containers/")
+		})
+	})
 	for _, dir := range []string{"supervisor/containers", "supervisor/quarantine", "runtime"} {
 		w.eventually(dir+" is empty", func() bool { return len(list(filepath.Join(w.dir, dir))) == 0 })
 	}
