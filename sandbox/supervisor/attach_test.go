@@ -463,6 +463,9 @@ func TestAttachWhenSupervisorEnds(t *testing.T) {
 			t.Errorf("session: %v", err)
 		}
 	}
+	if _, err := w.client.List(t.Context()); err != nil { // by the next one, which writes what the last had read
+		t.Fatal(err)
+	}
 	if got := texts(w.logged(req), "stdout"); !slices.Equal(got, []string{"got 0", "got 1", "got 2"}) {
 		t.Errorf("log %q", got)
 	}
