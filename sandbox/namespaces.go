@@ -53,8 +53,13 @@ func unshare(n Namespaces) unpinned {
 				err = fmt.Errorf("making the namespaces %s: %w", strings.Join(kinds, ", "), err)
 			}
 		}
-		proc := openProcfs()
-		defer unix.Close(proc) // behind the end, which nobody has to wait for
+		proc, noProcfs := openProcfs()
+		if noProcfs == nil {
+			defer unix.Close(proc) // behind the end, which nobody has to wait for
+		}
+		if err == nil {
+			err = noProcfs
+		}
 		if job := <-u.job; err == nil && job != nil {
 			err = job(proc)
 		}
@@ -67,20 +72,20 @@ func unshare(n Namespaces) unpinned {
 // below /proc/sys/net of all namespaces in one list per name and mounted
 // procfs, so that in /proc the first look of a namespace takes the longer the
 // more pods there are. Where it cannot be made (before Linux 5.2) /proc serves.
-func openProcfs() int {
+func openProcfs() (int, error) {
 	if fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC); err == nil {
 		defer unix.Close(fs)
 		if unix.FsconfigCreate(fs) == nil {
 			if dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0); err == nil {
-				return dir
+				return dir, nil
 			}
 		}
 	}
 	dir, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1 // as sysctls will say
+		return -1, fmt.Errorf("opening /proc for a pod's sysctls: %w", err)
 	}
-	return dir
+	return dir, nil
 }
 
 // onSpareThread runs f on a thread that ends with it, so that f may change the
