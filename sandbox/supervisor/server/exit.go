@@ -199,6 +199,7 @@ func (s *Server) delete(ctx context.Context, id string) error {
 // held. On an error it stays, and destroy may be called again.
 func (c *container) destroy(ctx context.Context) error {
 	if c.is() == running {
+		c.unstart()
 		_ = c.signal(unix.SIGKILL) // an error: it has ended just now
 		if err := c.awaitExit(ctx); err != nil {
 			return err
@@ -219,6 +220,18 @@ func (c *container) destroy(ctx context.Context) error {
 	}
 	c.execs.Wait() // they kill what they have started, which is bounded
 	return c.clear()
+}
+
+// unstart makes the record that of a container without a process: if this supervisor dies from here on, the next one
+// goes on with the removal, and does not tell the SIGKILL as an end of the container's own.
+func (c *container) unstart() {
+	c.mu.Lock()
+	rec := c.rec
+	c.mu.Unlock()
+	rec.PID = 0
+	if err := writeFile(c.dir, recordFile, rec); err != nil {
+		c.log.Warn("Container is being removed, which its record cannot say", "err", err)
+	}
 }
 
 func (c *container) awaitExit(ctx context.Context) error {

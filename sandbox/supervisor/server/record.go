@@ -28,7 +28,8 @@ const (
 )
 
 // record is container.json: written before the runtime is started, PID being
-// 0, and again when the process is known.
+// 0, again when the process is known, and, PID being 0 again, before it is
+// killed to be removed.
 type record struct {
 	Version   int                   `json:"version"`
 	BootID    string                `json:"bootID"`
