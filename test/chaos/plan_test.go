@@ -111,10 +111,11 @@ const slowLine = 20 * time.Millisecond
 // script is a shell's. But for a web server it starts no process, whose comings and goings would be in the audit's way; it waits by reading
 // from a FIFO that nobody writes to, and that a start before, which was undone, may have made. A shell answers to signals while it reads.
 func (p containerPlan) script(said string) string {
-	s := "trap 'exit 3' TERM; [ -p /tmp/never ] || mkfifo /tmp/never; exec 4<>/tmp/never; "
-	if p.volume {
+	s := ""
+	if p.volume { // before the trap: who has ended by it has written
 		s += fmt.Sprintf("echo %s > /volume/said; ", said)
 	}
+	s += "trap 'exit 3' TERM; [ -p /tmp/never ] || mkfifo /tmp/never; exec 4<>/tmp/never; "
 	if p.web {
 		s += fmt.Sprintf("httpd -p %d -h /bin 2>/dev/null; ", webPort)
 	}
