@@ -76,6 +76,7 @@ func (s *containers) startContainer(ctx context.Context, c *container) error {
 	if ctx.Err() == nil && (errdefs.IsUnavailable(err) || errdefs.IsAlreadyExists(err)) {
 		pid, err = s.startCutOff(ctx, c.id, cc.GetTty() || cc.GetStdinOnce(), err)
 	}
+	err = withPidsLimit(err, c.cgroup)
 	switch {
 	case err == nil:
 		err = s.started(c, pid, began)

@@ -2,7 +2,9 @@ package runtimeservice
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
 // exec is the RPCs that run something in a container.
@@ -44,10 +47,22 @@ func (s *exec) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*
 		return nil, fmt.Errorf("container %s (%s): %w", c.key.name, c.id, context.Cause(ctx))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("container %s (%s): running %q: %w", c.key.name, c.id, req.GetCmd(), err)
+		return nil, fmt.Errorf("container %s (%s): running %q: %w", c.key.name, c.id, req.GetCmd(), withPidsLimit(err, c.cgroup))
 	}
 	stdout, stderr := fitTogether(res.Stdout, res.Stderr, execResponseLimit)
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout, Stderr: stderr, ExitCode: int32(res.ExitCode)}, nil
+}
+
+// withPidsLimit adds to the error of a process that could not be started the limit that may be why: an OCI runtime knows
+// no more than that it got no process or thread.
+func withPidsLimit(err error, group string) error {
+	if !errdefs.IsResourceExhausted(err) && !errors.Is(err, syscall.EAGAIN) {
+		return err
+	}
+	if near := cgroup.NearPidsLimit(group); near != "" {
+		return fmt.Errorf("%w: %s", err, near)
+	}
+	return err
 }
 
 // running returns a container by id if it runs.

@@ -260,7 +260,7 @@ func (s *pods) startPodInit(ctx context.Context, p *pod, paths sandbox.PodPaths,
 	}
 	pid, err := s.host.Start(ctx, sandbox.Container{ID: p.id, Runtime: s.runtime(h), Cgroup: dir})
 	if err != nil {
-		return fmt.Errorf("starting the pod's init: %w", err)
+		return fmt.Errorf("starting the pod's init: %w", withPidsLimit(err, dir))
 	}
 	return s.host.PinPID(p.id, pid)
 }

@@ -73,7 +73,7 @@ func (s *streaming) ExecSession(
 	}
 	exitCode, err = s.host.ExecStream(ctx, c.id, process, sandboxIDs(c.pod.userns), streams)
 	if err != nil {
-		return 0, fmt.Errorf("container %s (%s): running %q: %w", c.key.name, c.id, req.GetCmd(), err)
+		return 0, fmt.Errorf("container %s (%s): running %q: %w", c.key.name, c.id, req.GetCmd(), withPidsLimit(err, c.cgroup))
 	}
 	return exitCode, nil
 }
