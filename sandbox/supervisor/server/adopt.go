@@ -149,7 +149,8 @@ func waitCommands(pids []int) {
 			_, _ = unix.Poll(p, int(time.Until(end).Milliseconds())+1)
 		}
 		if p[0].Revents == 0 {
-			_ = unix.Kill(-pid, unix.SIGKILL) // its group; it lives, so that the number is its own
+			_ = unix.Kill(-pid, unix.SIGKILL) // its group, if it leads one; it lives, so that the number is its own
+			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 			_, _ = unix.Poll(p, int(killTimeout.Milliseconds()))
 		}
 		_ = unix.Close(pidfd)

@@ -23,6 +23,9 @@ import (
 const (
 	// commitWait is how long a client may take to confirm that it knows of its container.
 	commitWait = 10 * time.Second
+	// runGrace is how long an OCI runtime that makes a container may go on after
+	// the call's end: killed in the middle it leaves what it alone could clean up.
+	runGrace = 2 * time.Second
 	// undoTimeout bounds the OCI runtime's deletion of a container that failed.
 	undoTimeout = 30 * time.Second
 )
@@ -127,6 +130,7 @@ func (c *container) launch(ctx context.Context, io *stdio) error {
 		args = append(args, "--console-socket", io.console.path())
 	}
 	cmd := c.command("run", append(args, c.id)...)
+	cmd.Grace = runGrace
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = io.stdin, io.stdout, io.stderr
 	if err := c.srv.runner.Run(ctx, cmd); err != nil {
 		var failed *oci.Error

@@ -110,7 +110,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return usedUp(e.Message) }
 
 // Run runs the command to its end. When ctx ends first, and c.Grace has passed,
-// the command's process group is killed and ctx's error returned.
+// the command's process group is killed, with what has left it, and ctx's error returned.
 func (r *Runner) Run(ctx context.Context, c Command) error {
 	release, err := r.slot(ctx, c.Turn)
 	if err != nil {
@@ -168,7 +168,8 @@ func (r *Runner) run(ctx context.Context, c Command, stdio []*os.File) (reaper.E
 			return reaper.Exit{}, fmt.Errorf("running %s: %w", c.Path, err)
 		}
 	}
-	pid, done, err := r.reaper.Start(c.Path, c.argv(), &syscall.ProcAttr{
+	argv := c.argv()
+	pid, done, err := r.reaper.Start(c.Path, argv, &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   slices.Concat(env, c.Env),
 		Files: fds,
@@ -199,7 +200,8 @@ func (r *Runner) run(ctx context.Context, c Command, stdio []*os.File) (reaper.E
 	defer stuck.Stop()
 	select {
 	case <-done:
-		return reaper.Exit{}, fmt.Errorf("running %s %s: %w", c.Path, c.Name, context.Cause(ctx))
+		err := fmt.Errorf("running %s %s: %w", c.Path, c.Name, context.Cause(ctx))
+		return reaper.Exit{}, errors.Join(err, killDetached(argv[1:]))
 	case <-stuck.C:
 		return reaper.Exit{}, fmt.Errorf("running %s %s: process %d does not end on SIGKILL: %w", c.Path, c.Name, pid, context.Cause(ctx))
 	}

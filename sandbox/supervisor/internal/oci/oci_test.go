@@ -3,13 +3,16 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
@@ -106,6 +109,35 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 }
 
 // A command that hangs does not hold up the others, however few the slots.
+// crun's run --detach makes the container in a process that has left the group.
+func TestDetachedIsKilledToo(t *testing.T) {
+	r := newRunner(t)
+	dir := t.TempDir()
+	pidFile, never := filepath.Join(dir, "pid"), filepath.Join(dir, "never")
+	if err := unix.Mkfifo(never, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := script(t, `[ -n "$DETACHED" ] || { DETACHED=1 setsid "$0" "$@" & wait; exit; }
+echo $$ >`+pidFile+`.new; mv `+pidFile+`.new `+pidFile+`; read x <>`+never)
+	ctx, cancel := context.WithCancel(t.Context())
+	var pid int
+	go func() {
+		defer cancel()
+		waitFor(t, "the second process runs", func() bool {
+			data, _ := os.ReadFile(pidFile)
+			pid, _ = strconv.Atoi(strings.TrimSpace(string(data)))
+			return pid != 0
+		})
+	}()
+	if err := r.Run(ctx, c); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); len(cmdline) > 0 {
+		_ = unix.Kill(pid, unix.SIGKILL)
+		t.Errorf("process %d goes on: %q", pid, cmdline)
+	}
+}
+
 func TestHangingGivesSlotBack(t *testing.T) {
 	r := newRunner(t)
 	r.queue = newQueue(1, 1)
