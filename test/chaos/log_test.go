@@ -68,6 +68,8 @@ func (w *worker) checkLog(c *container) error {
 			ready = true
 		case text == "1" && undone > 0:
 			got, ready, undone = 1, false, undone-1
+		case text == "ready" && c.plan.lines == 0 && undone > 0: // each start's first
+			undone--
 		case w.lostTerminal(c):
 			return nil
 		default:
