@@ -13,7 +13,7 @@ import (
 
 // Hanging is a file system of FUSE (fuse(4)) that stops to answer when told so, as NFS does without its server: who
 // uses it then waits in the kernel and does not heed SIGKILL, for his request has been read. It has a folder, sub, a
-// file in each folder, and no cache of them.
+// file in each folder, which can be written to, and no cache of them.
 type Hanging struct {
 	Dir string // where it is mounted
 
@@ -22,8 +22,11 @@ type Hanging struct {
 
 	mu      sync.Mutex
 	hangs   bool
+	stalls  bool
+	unread  bool // a request waits while it stalls
 	ends    bool
-	waiting [][]byte // requests that were read and not answered
+	waiting [][]byte          // requests that were read and not answered
+	written map[uint64][]byte // the contents of files that were written to, by node
 }
 
 // NewHanging mounts a file system that answers. The test's own process must not look into it: it would wait for itself,
@@ -43,7 +46,7 @@ func NewHanging(t testing.TB) *Hanging {
 		_ = unix.Close(fd)
 		missing(t, "FUSE cannot be mounted: %v", err)
 	}
-	d := &Hanging{Dir: dir, t: t, fd: fd}
+	d := &Hanging{Dir: dir, t: t, fd: fd, written: make(map[uint64][]byte)}
 	begun := make(chan struct{})
 	var serving sync.WaitGroup
 	serving.Go(func() { d.serve(begun) })
@@ -70,23 +73,40 @@ func (d *Hanging) Hang() {
 	d.hangs = true
 }
 
+// Stall leaves all requests from now on unread: who waits heeds SIGKILL, as with most of NFS.
+func (d *Hanging) Stall() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stalls = true
+}
+
 // Resume answers what has waited, and all that comes.
 func (d *Hanging) Resume() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hangs = false
+	d.hangs, d.stalls, d.unread = false, false, false
 	for _, r := range d.waiting {
 		d.answer(r)
 	}
 	d.waiting = nil
 }
 
-// AwaitHung returns when as many requests wait: processes that cannot be killed.
+// Content is what the file of the folder sub has, which the test cannot read without waiting for itself.
+func (d *Hanging) Content() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return string(d.content(subNode + 1))
+}
+
+// AwaitHung returns when as many requests wait: processes that cannot be killed. When it stalls, it is one that can.
 func (d *Hanging) AwaitHung(n int) {
 	d.t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		d.mu.Lock()
 		got := len(d.waiting)
+		if d.unread {
+			got++
+		}
 		d.mu.Unlock()
 		if got >= n {
 			return
@@ -102,8 +122,10 @@ const (
 	fuseLookup      = 1
 	fuseForget      = 2
 	fuseGetattr     = 3
+	fuseSetattr     = 4
 	fuseOpen        = 14
 	fuseRead        = 15
+	fuseWrite       = 16
 	fuseStatfs      = 17
 	fuseRelease     = 18
 	fuseFlush       = 25
@@ -128,13 +150,18 @@ const (
 func (d *Hanging) serve(begun chan<- struct{}) {
 	buf := make([]byte, 1<<20)
 	for {
+		asked, _ := unix.Poll([]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}, 50)
 		d.mu.Lock()
-		ends := d.ends
+		ends, stalls := d.ends, d.stalls
+		d.unread = stalls && asked > 0
 		d.mu.Unlock()
 		if ends {
 			return
 		}
-		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(d.fd), Events: unix.POLLIN}}, 50)
+		if stalls {
+			time.Sleep(time.Millisecond)
+			continue
+		}
 		n, err := unix.Read(d.fd, buf)
 		if err != nil { // nothing came, or it was taken back
 			continue
@@ -180,18 +207,30 @@ func (d *Hanging) answer(request []byte) {
 		}
 		out.u64(child, 0, 0, 0) // generation; entry and attributes are valid for no time
 		out.u32(0, 0)
-		out.attributes(child)
+		d.attributes(&out, child)
+	case fuseSetattr:
+		const sizeIsValid = 1 << 3
+		if size := binary.NativeEndian.Uint64(body[16:]); body[0]&sizeIsValid != 0 && size <= uint64(len(d.content(node))) {
+			d.written[node] = d.content(node)[:size:size]
+		}
+		fallthrough
 	case fuseGetattr:
 		out.u64(0)
 		out.u32(0, 0)
-		out.attributes(node)
+		d.attributes(&out, node)
 	case fuseOpen, fuseOpendir:
 		out.u64(0)
 		out.u32(1, 0) // FOPEN_DIRECT_IO
 	case fuseRead:
 		offset, size := binary.NativeEndian.Uint64(body[8:]), binary.NativeEndian.Uint32(body[16:])
-		rest := content[min(offset, uint64(len(content))):]
+		rest := d.content(node)
+		rest = rest[min(offset, uint64(len(rest))):]
 		out = append(out, rest[:min(len(rest), int(size))]...)
+	case fuseWrite:
+		offset, data := binary.NativeEndian.Uint64(body[8:]), body[40:]
+		old := d.content(node)
+		d.written[node] = append(old[:min(offset, uint64(len(old)))], data...)
+		out.u32(uint32(len(data)), 0)
 	case fuseStatfs:
 		out.zero(80)
 	case fuseReaddir, fuseFlush, fuseRelease, fuseReleasedir, fuseDestroy:
@@ -232,11 +271,19 @@ func (f *fields) u64(values ...uint64) {
 // zero fills up to n bytes.
 func (f *fields) zero(n int) { *f = append(*f, make([]byte, n-len(*f))...) }
 
+// content is what a node's file has.
+func (d *Hanging) content(node uint64) []byte {
+	if data, ok := d.written[node]; ok {
+		return data
+	}
+	return []byte(content)
+}
+
 // attributes are struct fuse_attr.
-func (f *fields) attributes(node uint64) {
+func (d *Hanging) attributes(f *fields, node uint64) {
 	mode, size := uint32(unix.S_IFDIR|0o755), uint64(0)
 	if node%2 == 0 {
-		mode, size = unix.S_IFREG|0o644, uint64(len(content))
+		mode, size = unix.S_IFREG|0o644, uint64(len(d.content(node)))
 	}
 	f.u64(node, size, 0, 0, 0, 0)
 	f.u32(0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)

@@ -38,3 +38,30 @@ func TestHanging(t *testing.T) {
 		t.Errorf("ended with %v", err)
 	}
 }
+
+// One that waits for it while it stalls does; and what is written is there.
+func TestStalling(t *testing.T) {
+	d := NewHanging(t)
+	more := func() *exec.Cmd {
+		return exec.Command("sh", "-c", "exec echo more >>"+filepath.Join(d.Dir, "sub/file"))
+	}
+	if out, err := more().CombinedOutput(); err != nil || d.Content() != content+"more\n" {
+		t.Fatalf("%q, %v: %s", d.Content(), err, out)
+	}
+	d.Stall()
+	cmd := more()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.AwaitHung(1)
+	if err := cmd.Process.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
+		t.Errorf("ended with %v", err)
+	}
+	d.Resume()
+	if out, err := exec.Command("truncate", "--size=2", filepath.Join(d.Dir, "sub/file")).CombinedOutput(); err != nil || d.Content() != content[:2] {
+		t.Errorf("cut to %q, %v: %s", d.Content(), err, out)
+	}
+}
