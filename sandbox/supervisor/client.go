@@ -27,9 +27,10 @@ type Client struct {
 
 	mu      sync.Mutex
 	closed  bool
-	conns   map[*net.UnixConn]struct{}
-	held    map[string]held  // by container, see Hold
-	outputs map[string][]int // by container, see holdOutputs
+	conns   map[*net.UnixConn]int // with the process at the other end
+	looking *time.Timer           // calls look
+	held    map[string]held       // by container, see Hold
+	outputs map[string][]int      // by container, see holdOutputs
 }
 
 // Connect returns a client of the supervisor in cfg.Dir. It adopts the running
@@ -41,7 +42,8 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 	if err := prepareDir(cfg.Dir); err != nil {
 		return nil, err
 	}
-	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]struct{}), held: make(map[string]held), outputs: make(map[string][]int)}
+	c := &Client{cfg: cfg, conns: make(map[*net.UnixConn]int), held: make(map[string]held), outputs: make(map[string][]int)}
+	c.looking = time.AfterFunc(lookEvery, c.look)
 	if err := c.again(ctx, "ping", struct{}{}, nil); err != nil {
 		return nil, err
 	}
@@ -54,6 +56,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
+	c.looking.Stop()
 	for conn := range c.conns {
 		_ = conn.Close()
 	}

@@ -19,6 +19,7 @@
 // On disk, below Config.Dir (0700, worth nothing after a reboot):
 //
 //	lock, start.lock         held by the running server; by a client that starts one
+//	lock.<pid>               held by one that was killed, and hangs in its end
 //	supervisor.sock          PROTOCOL.md
 //	containers/<id>/container.json    the request, pid and start time
 //	containers/<id>/exit.json         the exit, once it has happened

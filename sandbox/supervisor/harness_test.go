@@ -377,12 +377,12 @@ func texts(lines []line, stream string) []string {
 }
 
 // supervisorPID is that of the supervisor that this process has started, 0 if there is none. Children of a supervisor
-// are none: they have its command until they have executed their own.
-func (w *world) supervisorPID() int {
+// are none: they have its command until they have executed their own. Nor are those that were killed and may not have ended.
+func (w *world) supervisorPID(killed ...int) int {
 	w.Helper()
 	for _, pid := range w.processes() {
 		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if s, parent := stat(pid); bytes.Contains(cmdline, []byte("\x00--dir\x00")) && s != 'Z' && parent == os.Getpid() {
+		if s, parent := stat(pid); bytes.Contains(cmdline, []byte("\x00--dir\x00")) && s != 'Z' && parent == os.Getpid() && !slices.Contains(killed, pid) {
 			return pid
 		}
 	}

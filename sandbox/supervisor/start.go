@@ -20,11 +20,11 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/peer"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
 const (
-	socketName   = "supervisor.sock"
 	startTimeout = 30 * time.Second
 	scopeTimeout = 10 * time.Second // of a systemd that does not answer
 	helloTimeout = 30 * time.Second // one that has just started takes its predecessor's containers over first
@@ -71,7 +71,7 @@ func (c *Client) dialOnce(ctx context.Context) (wire.Conn, int, error) {
 	if c.isClosed() {
 		return wire.Conn{}, 0, errClientClosed
 	}
-	uc, err := dialUnix(ctx, c.cfg.Dir)
+	uc, err := peer.Dial(ctx, c.cfg.Dir)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) {
 			return wire.Conn{}, 0, fmt.Errorf("%w: %w", errGone, err)
@@ -84,7 +84,9 @@ func (c *Client) dialOnce(ctx context.Context) (wire.Conn, int, error) {
 		_ = uc.Close()
 		return wire.Conn{}, 0, errClientClosed
 	}
-	c.conns[uc] = struct{}{}
+	if c.conns[uc] = peerOf(uc); len(c.conns) == 1 {
+		c.looking.Reset(lookEvery)
+	}
 	c.mu.Unlock()
 
 	conn := wire.Conn{UnixConn: uc}
@@ -96,7 +98,7 @@ func (c *Client) dialOnce(ctx context.Context) (wire.Conn, int, error) {
 	closeAll(got)
 	_ = uc.SetReadDeadline(time.Time{})
 	switch {
-	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET):
+	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, net.ErrClosed) && !c.isClosed(): // by ctx, or by look
 		err = fmt.Errorf("%w: it ended just now", errGone)
 	case err != nil:
 		err = fmt.Errorf("reading the supervisor's hello: %w", err)
@@ -111,26 +113,6 @@ func (c *Client) dialOnce(ctx context.Context) (wire.Conn, int, error) {
 	return conn, min(hello.Version, wire.Version), nil
 }
 
-// dialUnix connects to the socket in dir. It goes through a descriptor of the
-// directory, as a socket's path is limited to 107 bytes (unix(7)).
-func dialUnix(ctx context.Context, dir string) (*net.UnixConn, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName))
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		<-ctx.Done() // the dialer has looked at the clock before ctx's timer did, and whoever called asks ctx why this failed
-		return nil, context.Cause(ctx)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.UnixConn), nil
-}
-
 // start starts the supervisor, unless another client is just doing so.
 func (c *Client) start(ctx context.Context) error {
 	if err := prepareDir(c.cfg.Dir); err != nil { // /run may have been swept
@@ -140,17 +122,67 @@ func (c *Client) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("starting the supervisor: %w", err)
 	}
-	defer lock.Close() // unlocks
 	if err := flock(ctx, lock); err != nil {
+		_ = lock.Close()
 		return fmt.Errorf("starting the supervisor: %w", err)
 	}
-	if conn, err := dialUnix(ctx, c.cfg.Dir); err == nil {
-		return conn.Close() // another client was faster
+	if conn, err := peer.Dial(ctx, c.cfg.Dir); err == nil {
+		pid := peerOf(conn)
+		_ = conn.Close()
+		if !peer.Hung(pid) {
+			return lock.Close() // another client was faster
+		}
 	}
-	if err := c.spawn(ctx); err != nil {
-		return fmt.Errorf("starting the supervisor %s: %w", c.cfg.Binary, err)
+	started := make(chan error, 1)
+	go func() { // as a caller may have less time than that takes, and each next one
+		defer lock.Close() // unlocks
+		started <- c.spawn(context.WithoutCancel(ctx))
+	}()
+	select {
+	case err := <-started:
+		if err != nil {
+			return fmt.Errorf("starting the supervisor %s: %w", c.cfg.Binary, err)
+		}
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("starting the supervisor: %w", context.Cause(ctx))
 	}
-	return nil
+}
+
+// peerOf is the process at the other end, 0 if that is not known.
+func peerOf(conn *net.UnixConn) int {
+	cred, err := peer.Cred(conn)
+	if err != nil {
+		return 0
+	}
+	return int(cred.Pid)
+}
+
+// lookEvery is how often it is looked whether the supervisor hangs in its end.
+const lookEvery = time.Second
+
+// look ends the connections to a supervisor that was killed and cannot end, as
+// the kernel does with those of one that can. It is called from time to time while there are any.
+func (c *Client) look() {
+	c.mu.Lock()
+	hung := make(map[int]bool)
+	for _, pid := range c.conns {
+		hung[pid] = false
+	}
+	c.mu.Unlock()
+	for pid := range hung {
+		hung[pid] = pid > 0 && peer.Hung(pid)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn, pid := range c.conns {
+		if hung[pid] {
+			_ = conn.Close()
+		}
+	}
+	if len(c.conns) > 0 && !c.closed {
+		c.looking.Reset(lookEvery)
+	}
 }
 
 func flock(ctx context.Context, f *os.File) error {

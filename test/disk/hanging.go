@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +25,7 @@ type Hanging struct {
 	mu      sync.Mutex
 	hangs   bool
 	stalls  bool
+	noFlush bool
 	unread  bool // a request waits while it stalls
 	ends    bool
 	waiting [][]byte          // requests that were read and not answered
@@ -64,6 +67,16 @@ func NewHanging(t testing.TB) *Hanging {
 		t.Fatal("the kernel does not begin with FUSE")
 	}
 	return d
+}
+
+// NoFlush has the kernel ask for nothing when a file is closed, as with disks. Else each program waits that is executed
+// by a process with a file of this file system open, for the kernel closes that in the middle of it.
+func (d *Hanging) NoFlush() {
+	d.t.Helper()
+	d.mu.Lock()
+	d.noFlush = true
+	d.mu.Unlock()
+	must(d.t, exec.Command("cat", filepath.Join(d.Dir, "file")).Run())
 }
 
 // Hang leaves all requests from now on without an answer.
@@ -233,7 +246,11 @@ func (d *Hanging) answer(request []byte) {
 		out.u32(uint32(len(data)), 0)
 	case fuseStatfs:
 		out.zero(80)
-	case fuseReaddir, fuseFlush, fuseRelease, fuseReleasedir, fuseDestroy:
+	case fuseFlush:
+		if d.noFlush {
+			errno = unix.ENOSYS // it never asks again
+		}
+	case fuseReaddir, fuseRelease, fuseReleasedir, fuseDestroy:
 	default:
 		errno = unix.ENOSYS
 	}

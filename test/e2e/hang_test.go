@@ -4,9 +4,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -140,6 +142,57 @@ func TestHangingVolumeAtStart(t *testing.T) {
 			p.freed()
 		})
 	}
+}
+
+// A log on a file system that hangs holds up its container's start alone. A supervisor that is killed meanwhile, and
+// cannot end, is followed by one that goes on with all others; also when a container writes to such a log.
+func TestHangingLog(t *testing.T) {
+	d := disk.NewHanging(t)
+	d.NoFlush()
+	n := newNode(t)
+	t.Cleanup(d.Resume) // before pods are removed
+	inFile := func(c *runtimeapi.ContainerConfig) { c.LogPath = "file" }
+	logTo := func(dir string) func(*runtimeapi.PodSandboxConfig) {
+		return func(c *runtimeapi.PodSandboxConfig) { c.LogDirectory = dir }
+	}
+	beside := n.bystander()
+	writing := n.runPod("writing", logTo(filepath.Join(d.Dir, "sub"))).run("c", "while :; do echo tick; sleep 0.01; done", inFile)
+	c := n.runPod("pod", logTo(d.Dir)).create("c", forever, inFile)
+	start := &runtimeapi.StartContainerRequest{ContainerId: c.id}
+	n.eventually("the log is written", func() bool { return strings.Contains(d.Content(), "tick") })
+	d.Hang()
+	for range 2 {
+		_, err := n.Runtime.StartContainer(n.within(giveUp), start)
+		n.wantHang("StartContainer", err)
+		d.AwaitHung(2)
+		beside.served("while logs hang")
+		for _, pid := range n.SupervisorPIDs() { // the one of before too, which may not have ended
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.eventually("another supervisor has taken over", func() bool {
+			resp, err := beside.execSync(10, "true")
+			return err == nil && resp.GetExitCode() == 0
+		})
+		beside.served("after the supervisor's death while logs hang")
+		if s := writing.status(); s.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING {
+			t.Errorf("the container whose log hangs is %v", s)
+		}
+	}
+	if err := n.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	beside.served("after a start while logs hang")
+	d.Resume()
+	n.eventually("the container can be started", func() bool {
+		_, err := n.Runtime.StartContainer(n.context(), start)
+		return err == nil
+	})
+	before := len(d.Content())
+	n.eventually("the log goes on", func() bool { return len(d.Content()) > before })
+	writing.exec("true")
+	c.exec("true")
 }
 
 // A process that does not heed SIGKILL, as its file system hangs, holds up its pod alone, and goes when it can.

@@ -9,8 +9,7 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/peer"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
@@ -116,16 +115,9 @@ func greet(conn wire.Conn) (req wire.Request, files []*os.File, err error) {
 	return req, files, err
 }
 
-// checkPeer refuses callers of another user (SO_PEERCRED, unix(7)).
+// checkPeer refuses callers of another user.
 func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		return cerr
-	}
+	cred, err := peer.Cred(conn)
 	if err != nil {
 		return err
 	}

@@ -16,13 +16,18 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
 )
 
-// reapWait is how long after the death of an adopted process its exit code may
-// take to be told: until its parent has waited for it.
-const reapWait = 2 * time.Second
+const (
+	// reapWait is how long after the death of an adopted process its exit code may
+	// take to be told: until its parent has waited for it.
+	reapWait = 2 * time.Second
+	// openWait is how long logs may take to be opened before containers are
+	// taken over without them.
+	openWait = 2 * time.Second
+)
 
 // adoptAll takes over what a predecessor left. Its assumptions: the
 // predecessor is dead (the lock, which a child also holds until it has become
-// an OCI runtime command); its runtime commands may go on, and name a file in
+// an OCI runtime command), but for system calls on logs that hang, see hung; its runtime commands may go on, and name a file in
 // the container's directory; container.json was written before anything of
 // the container was made, and, with the process id, before anybody was told of it.
 //
@@ -47,12 +52,20 @@ func (s *Server) adoptAll(h *handover) error {
 	if err != nil {
 		return fmt.Errorf("reading what containers there are: %w", err)
 	}
-	for _, e := range entries {
+	found := make([]adopted, len(entries))
+	for i, e := range entries {
+		if h.container(e.Name()) == nil {
+			found[i] = s.find(e.Name(), left)
+		}
+	}
+	patience, cancel := context.WithTimeout(context.Background(), openWait)
+	defer cancel()
+	for i, e := range entries {
 		var err error
 		if held := h.container(e.Name()); held != nil {
 			err = s.inherit(held, left)
 		} else {
-			err = s.adopt(e.Name(), commands[e.Name()], left)
+			err = s.adopt(patience, found[i], commands[e.Name()], left)
 		}
 		if outOfDescriptors(err) { // it runs, and is taken over when there are more
 			return fmt.Errorf("taking containers over: %w: raise the limit of the daemon, which starts the supervisor", err)
@@ -74,17 +87,62 @@ func (s *Server) adoptAll(h *handover) error {
 	return nil
 }
 
-// adopt takes one container over. An error says that its record is of no use.
-func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.Leftover) error {
-	c := s.newContainer(id)
+// adopted is a container that is being taken over.
+type adopted struct {
+	*container
+	err    error        // of reading its record
+	opened <-chan error // gets the result of opening its log
+}
+
+// find reads a container's record and begins to open its log: all at a time, as some may hang.
+func (s *Server) find(id string, left map[logcopy.Key]*logcopy.Leftover) (a adopted) {
+	a.container = s.newContainer(id)
+	if a.rec, a.err = s.readRecord(id); a.err != nil || a.rec.PID == 0 {
+		return a
+	}
+	var after <-chan struct{}
+	if left[logcopy.Key{ID: id, Stream: "stdout"}].InWrite() || left[logcopy.Key{ID: id, Stream: "stderr"}].InWrite() {
+		after = s.hung // the predecessor's write may still come
+	}
+	req := &a.rec.Request
+	a.file, a.opened = s.pool.OpenLater(req.LogDir, req.LogPath, req.LogMax, after, a.log)
+	return a
+}
+
+// awaitLog waits for the log to be open, or for patience to end. Its error is of having no descriptors.
+func (a adopted) awaitLog(patience context.Context) error {
+	told := func(err error) {
+		if err != nil {
+			a.log.Error("Log cannot be opened, output is dropped until it is reopened", "err", err)
+		}
+	}
 	var err error
-	if c.rec, err = s.readRecord(id); errors.Is(err, fs.ErrNotExist) { // made just before the record, or all but deleted
-		return os.RemoveAll(c.dir)
-	} else if err != nil {
+	select {
+	case err = <-a.opened:
+	case <-patience.Done():
+		if len(a.opened) == 0 {
+			a.log.Warn("Log's file system does not answer, output is dropped until it does")
+			go func() { told(<-a.opened) }()
+			return nil
+		}
+		err = <-a.opened
+	}
+	if outOfDescriptors(err) {
 		return err
 	}
+	told(err)
+	return nil
+}
+
+// adopt takes one container over. An error says that its record is of no use.
+func (s *Server) adopt(patience context.Context, c adopted, commands []int, left map[logcopy.Key]*logcopy.Leftover) error {
+	if errors.Is(c.err, fs.ErrNotExist) { // made just before the record, or all but deleted
+		return os.RemoveAll(c.dir)
+	} else if c.err != nil {
+		return c.err
+	}
 	s.mu.Lock()
-	s.containers[id] = c
+	s.containers[c.id] = c.container
 	s.mu.Unlock()
 	if c.rec.PID == 0 {
 		c.inBackground(func() {
@@ -101,6 +159,9 @@ func (s *Server) adopt(id string, commands []int, left map[logcopy.Key]*logcopy.
 			waitCommands(commands)
 			c.killBrokenExecs(execs)
 		})
+	}
+	if err := c.awaitLog(patience); err != nil {
+		return err
 	}
 	return c.adoptStarted(left)
 }
@@ -165,16 +226,6 @@ func notNow(err error) bool {
 
 // adoptStarted goes on with a container that had been started. Its error is one of notNow.
 func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
-	req := &c.rec.Request
-	file, err := logcopy.OpenFile(req.LogDir, req.LogPath, req.LogMax, c.log)
-	if outOfDescriptors(err) {
-		return err
-	}
-	if err != nil {
-		c.log.Error("Log cannot be opened, output is dropped until it is reopened", "err", err)
-		file = logcopy.Broken(req.LogDir, req.LogPath, req.LogMax, c.log)
-	}
-	c.file = file
 	c.state = running
 	alive, err := c.openPID()
 	if err != nil {
@@ -197,7 +248,7 @@ func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
 		c.handle(exit)
 		return nil
 	}
-	if req.Terminal {
+	if c.rec.Request.Terminal {
 		c.log.Warn("Terminal of the container is lost with the supervisor that had it, unless a daemon gives it back")
 	}
 	return c.watchOrphan()

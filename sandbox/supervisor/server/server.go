@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/gate"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/logcopy"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/oci"
+	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/peer"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/reaper"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
@@ -29,8 +29,6 @@ const (
 	idleTime = 5 * time.Second
 	// sendTimeout is how long a client may take to read what it is sent.
 	sendTimeout = 10 * time.Second
-	// lockWait is how long a predecessor that was killed may take to be gone.
-	lockWait = 5 * time.Second
 )
 
 // Config is what a supervisor is started with.
@@ -57,6 +55,7 @@ type Server struct {
 	gate      gate.Gate
 	upgrading sync.Mutex // taken before the gate is shut
 	lock      *os.File
+	hung      <-chan struct{} // closed when no predecessor is left that hangs, see lock.go; nil: none was
 
 	reaper *reaper.Reaper
 	runner *oci.Runner
@@ -95,7 +94,7 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 		}
 		s.exits = h.Exits
 		s.lock = os.NewFile(uintptr(h.Lock), "lock")
-	} else if s.lock, err = acquire(filepath.Join(s.dir, "lock")); err != nil {
+	} else if s.lock, err = acquire(s.dir, s.log); err != nil {
 		return err
 	}
 	defer s.lock.Close()
@@ -122,6 +121,9 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if s.hung, err = awaitHung(ctx, s.dir); err != nil {
+		return err
+	}
 	s.idle = time.AfterFunc(idleTime, s.stopIfIdle)
 	s.begin() // it is not idle, however long that takes
 	err = s.adoptAll(h)
@@ -154,27 +156,9 @@ func Serve(ctx context.Context, cfg Config) (err error) {
 
 func (s *Server) containersDir() string { return filepath.Join(s.dir, "containers") }
 
-func acquire(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("locking the supervisor's directory: %w", err)
-	}
-	for end := time.Now().Add(lockWait); ; {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if time.Now().After(end) {
-			_ = f.Close()
-			return nil, fmt.Errorf("locking %s: %w: another supervisor runs here", path, err)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
 // listen replaces a socket that a predecessor left; the lock is held, so it is dead.
 func (s *Server) listen() error {
-	path := filepath.Join(s.dir, "supervisor.sock")
+	path := filepath.Join(s.dir, peer.SocketName)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing the old socket: %w", err)
 	}
@@ -185,7 +169,7 @@ func (s *Server) listen() error {
 	defer d.Close()
 	// Through a descriptor, as a socket's path is limited to 107 bytes (unix(7)).
 	// The directory is 0700, so that the mode needs no haste.
-	s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/supervisor.sock", d.Fd())})
+	s.listener, err = net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), peer.SocketName)})
 	if err != nil {
 		return fmt.Errorf("listening on %s: %w", path, err)
 	}

@@ -30,6 +30,7 @@ type Copier struct {
 	pool   *Pool
 	log    *slog.Logger
 
+	left   *Leftover // until the copier adopts it
 	slot   *slot
 	head   head
 	last   time.Time
@@ -54,29 +55,42 @@ func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite
 	if err != nil {
 		return nil, fmt.Errorf("copying %s of %s: %w", key.Stream, key.ID, err)
 	}
-	c := &Copier{src: src, raw: raw, id: key.ID, file: file, pool: pool, log: log, finite: finite, done: make(chan struct{})}
+	c := &Copier{src: src, raw: raw, id: key.ID, file: file, pool: pool, left: left, log: log, finite: finite, done: make(chan struct{})}
 	c.detour.over = make(chan struct{}, 1)
 	if key.Stream == streams[1] {
 		c.stream = 1
-	}
-	if left != nil {
-		c.adopt(left)
 	}
 	go c.run()
 	return c, nil
 }
 
-// Flush writes what [Pool.Recover] has of a stream that nobody writes to any more.
+// Flush writes what [Pool.Recover] has of a stream that nobody writes to any
+// more. It returns when that is done or, of a log that hangs, after hangTime.
 func (l *Leftover) Flush(key Key, file *File, pool *Pool, log *slog.Logger) {
-	c := &Copier{id: key.ID, file: file, pool: pool, log: log, stream: l.slot.h.stream & 1}
+	c := &Copier{id: key.ID, file: file, pool: pool, left: l, log: log, stream: l.slot.h.stream & 1, done: make(chan struct{})}
 	c.detour.over = make(chan struct{}, 1)
-	c.adopt(l)
-	c.flush(true)
-	c.release()
+	go func() {
+		defer close(c.done)
+		pool.gate.Enter()
+		defer pool.gate.Leave()
+		c.adopt()
+		c.flush(true)
+		c.release()
+	}()
+	c.await()
 }
 
-func (c *Copier) adopt(l *Leftover) {
-	if err := c.file.recover(l.cut); err != nil {
+// adopt takes what was left, of which the file may have a part.
+func (c *Copier) adopt() {
+	l := c.left
+	if l == nil {
+		return
+	}
+	c.left = nil
+	c.detour.begin(c.bypass)
+	err := c.file.recover(l.cut)
+	c.detour.end(c.src)
+	if err != nil {
 		c.log.Warn("Log may have a torn line", "container", c.id, "err", err)
 	}
 	_, a, b := l.slot.get()
@@ -123,6 +137,10 @@ func (c *Copier) Idle() bool {
 // that hangs.
 func (c *Copier) Stop() {
 	_ = c.src.Close()
+	c.await()
+}
+
+func (c *Copier) await() {
 	limit := time.NewTimer(hangTime)
 	defer limit.Stop()
 	select {
@@ -138,6 +156,7 @@ func (c *Copier) run() {
 	flush := func(end bool) {
 		gate.Enter()
 		defer gate.Leave()
+		c.adopt()
 		if c.flush(end); end {
 			c.release()
 			_ = c.src.Close() // in here, as what has an end is handed to nobody

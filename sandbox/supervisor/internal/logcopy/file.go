@@ -41,6 +41,8 @@ type File struct {
 	reopening sync.Mutex
 
 	mu      sync.Mutex // never held while waiting
+	opening bool       // by OpenLater, which holds writing and reopening
+	closed  bool
 	out     output
 	busy    int // the descriptor that is written to, -1 for none; its writer closes it if it is not out's any more
 	failing error
@@ -70,9 +72,46 @@ func OpenFile(dir, path string, max int64, log *slog.Logger) (*File, error) {
 	return f, nil
 }
 
+// OpenLater is OpenFile for a log that a predecessor has written to, whose file
+// system may hang: the File is there at once, and copiers that are started with
+// it find a write under way until the file is open, which is when opened gets the
+// error. It stays empty while after is not closed; nil: at once. Until then
+// the pool cannot be frozen.
+func (p *Pool) OpenLater(dir, path string, max int64, after <-chan struct{}, log *slog.Logger) (f *File, opened <-chan error) {
+	f = Broken(dir, path, max, log)
+	done := make(chan error, 1)
+	if path == "" {
+		done <- nil
+		return f, done
+	}
+	f.opening = true
+	f.lock()
+	f.reopening.Lock()
+	p.gate.Enter()
+	go func() {
+		defer p.gate.Leave()
+		defer f.reopening.Unlock()
+		defer f.unlock()
+		if after != nil {
+			<-after
+		}
+		out, err := open(dir, path)
+		if err != nil {
+			err = fmt.Errorf("opening log %s beneath %s: %w", path, dir, err)
+			out.fd = -1
+		}
+		f.replace(out)
+		done <- err
+	}()
+	return f, done
+}
+
 // Inherit is a File that goes on with an open descriptor of the log, which is
-// its own from then on, be its path what it may by now.
+// its own from then on, be its path what it may by now; -1: there was none.
 func Inherit(fd int, dir, path string, max int64, log *slog.Logger) (*File, error) {
+	if fd < 0 {
+		return Broken(dir, path, max, log), nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("log %s beneath %s: %w", path, dir, err)
@@ -145,18 +184,27 @@ func open(dir, path string) (output, error) {
 	return output{fd: fd, dev: st.Dev, ino: st.Ino}, nil
 }
 
-// replace takes another file, and closes the old one unless it is written to.
-func (f *File) replace(out output) {
+// replace takes another file, and closes the old one unless it is written to;
+// when the File has been closed meanwhile, the other one.
+func (f *File) replace(out output) { f.swap(out, false) }
+
+func (f *File) swap(out output, last bool) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if old := f.out.fd; old >= 0 && old != f.busy {
-		_ = unix.Close(old)
+	f.opening = false
+	if !f.closed {
+		f.out, out = out, f.out
+		f.retry, f.fullAt = time.Time{}, 0
 	}
-	f.out, f.retry, f.fullAt = out, time.Time{}, 0
+	f.closed = f.closed || last
+	busy := f.busy
+	f.mu.Unlock()
+	if out.fd >= 0 && out.fd != busy {
+		_ = unix.Close(out.fd) // not under mu, for it may hang
+	}
 }
 
-// Close closes the file. A write that hangs is waited for by nobody.
-func (f *File) Close() { f.replace(output{fd: -1}) }
+// Close closes the file, for good. A write that hangs is waited for by nobody.
+func (f *File) Close() { f.swap(output{fd: -1}, true) }
 
 // Lost is how many bytes of output could not be written.
 func (f *File) Lost() uint64 {

@@ -49,6 +49,7 @@ func (c *Copier) flush(end bool) {
 	}
 	_, a, b := c.slot.get()
 	if a == b {
+		c.rejoin(a, b)
 		return
 	}
 	now := time.Now()
@@ -61,6 +62,7 @@ func (c *Copier) flush(end bool) {
 	}
 	if err != nil {
 		c.drop(a, b, err)
+		c.rejoin(b, b)
 		return
 	}
 	defer c.pool.putOut(out[:outSize])
@@ -81,15 +83,21 @@ func (c *Copier) flush(end bool) {
 		c.write(lines, a, used, b)
 		a += used
 	}
-	if c.detour.dropped > 0 {
-		if a < b { // the beginning of a line, which has lost its continuation
-			c.drop(a, b, errHangs)
-		}
-		c.slot.gap.lose(c.detour.last)
-		_, a, b = c.slot.get()
-		c.slot.set(filled, a, b)
-		c.detour.dropped = 0
+	c.rejoin(a, b)
+}
+
+// rejoin has the stream go on after a write that hung, with raw[a:b] unwritten.
+func (c *Copier) rejoin(a, b int) {
+	if c.detour.dropped == 0 {
+		return
 	}
+	if a < b { // the beginning of a line, which has lost its continuation
+		c.drop(a, b, errHangs)
+	}
+	c.slot.gap.lose(c.detour.last)
+	_, a, b = c.slot.get()
+	c.slot.set(filled, a, b)
+	c.detour.dropped = 0
 }
 
 // write writes lines, of raw[a:a+used], and notes in the slot that they are done.

@@ -320,6 +320,9 @@ type Leftover struct {
 	cut  cut // the write that was on
 }
 
+// InWrite says whether a predecessor was in the middle of writing it to the log.
+func (l *Leftover) InWrite() bool { return l != nil && l.cut.size >= 0 }
+
 // cut says to what length the file of an unfinished write is to be cut; size < 0 for none.
 type cut struct {
 	dev, ino uint64

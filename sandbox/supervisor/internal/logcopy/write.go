@@ -13,6 +13,8 @@ func (f *File) refuses(now time.Time) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
+	case f.opening:
+		return nil // write waits for it
 	case f.out.fd < 0:
 		return errClosed
 	case f.fullAt > 0:
@@ -42,11 +44,14 @@ func (f *File) write(s *slot, lines []byte, a, b int) (kept int, err error) {
 	kept, size, err := f.append(out, s, lines, a, b)
 
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.busy = -1
+	if f.out != out { // replaced meanwhile, as this took long
+		f.mu.Unlock()
+		_ = unix.Close(out.fd) // not under mu, for it may hang
+		return kept, err
+	}
+	defer f.mu.Unlock()
 	switch {
-	case f.out != out: // replaced meanwhile, as this took long
-		_ = unix.Close(out.fd)
 	case err == nil && f.failing != nil:
 		f.failing = nil
 		f.warn("Log is written again", nil)
