@@ -288,8 +288,8 @@ func openDir(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// isDir says whether a layer's directory is there.
-func isDir(path string) bool {
+// isMissing says whether a layer's directory is not there. One that cannot be looked at now may be.
+func isMissing(path string) bool {
 	info, err := os.Lstat(path)
-	return err == nil && info.IsDir()
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) || err == nil && !info.IsDir()
 }

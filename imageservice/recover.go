@@ -39,7 +39,7 @@ func (s *Service) recover() error {
 	}
 	repair := state.Drop
 	for key, l := range state.Layers {
-		if key != filepath.Base(key) || !isDir(s.path(layersDir, key, "fs")) {
+		if isMissing(s.path(layersDir, key, "fs")) {
 			s.log.Error(nil, "Layer without its directory dropped", "layer", key)
 			repair.DropLayers = append(repair.DropLayers, key)
 			continue
@@ -138,7 +138,8 @@ func (s *Service) recoverContainer(id string, mounts map[string]bool) *container
 	c.layers = s.readLayers(id, dir)
 	volumes, err := os.ReadDir(filepath.Join(dir, volumesDir))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.log.Error(err, "Volumes of a container not read", "container", id)
+		s.log.Error(err, "Volumes of a container not read, all layers are kept for them", "container", id)
+		c.layers = append(c.layers, s.take(s.allKeys())...)
 	}
 	for _, v := range volumes {
 		c.volumes[v.Name()] = mounts[id+"/"+v.Name()]
@@ -147,13 +148,20 @@ func (s *Service) recoverContainer(id string, mounts map[string]bool) *container
 	return c
 }
 
-// readLayers takes a reference to each layer that writeLayers has named.
-func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
+// readLayers takes a reference to each layer that writeLayers has named, or to all of them where that cannot be read.
+func (s *Service) readLayers(id, dir string) []*storedLayer {
 	list, err := os.ReadFile(filepath.Join(dir, "layers"))
+	keys := strings.Split(string(list), "\n")[1:]
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		s.log.Error(err, "Layers of a container not read", "container", id)
+		s.log.Error(err, "Layers of a container not read, all layers are kept for it", "container", id)
+		keys = s.allKeys()
 	}
-	for _, key := range strings.Split(string(list), "\n")[1:] {
+	return s.take(keys)
+}
+
+// take takes a reference to each layer of these keys that is known, and keeps the directories of the others.
+func (s *Service) take(keys []string) (layers []*storedLayer) {
+	for _, key := range keys {
 		s.named[key] = true
 		if l := s.layers[key]; l != nil {
 			l.refs++
@@ -161,6 +169,16 @@ func (s *Service) readLayers(id, dir string) (layers []*storedLayer) {
 		}
 	}
 	return layers
+}
+
+// allKeys are those of all layers' directories. That they cannot be listed is sweep's error.
+func (s *Service) allKeys() (keys []string) {
+	entries, _ := os.ReadDir(s.path(layersDir))
+	for _, e := range entries {
+		key, _, _ := strings.Cut(e.Name(), asideMark)
+		keys = append(keys, key)
+	}
+	return keys
 }
 
 // oldMounts are the mounts of containers that Gantry made before a container's

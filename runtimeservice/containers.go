@@ -389,11 +389,16 @@ func (s *core) exited(ctx context.Context, e sandbox.Exit) {
 // its init: no container can be started in it any more. The kubelet stops it
 // then and makes another. The end that a stop brings about changes nothing.
 func (s *core) initExited(ctx context.Context, p *pod) {
-	if err := s.commitPod(p, lifecycle.PodLost); err != nil {
+	err := s.losePod(p)
+	if errdefs.IsFailedPrecondition(err) { // it was not ready
 		return
 	}
+	log := klog.FromContext(ctx)
+	if err != nil {
+		log.Error(err, "State of a pod could not be written to its record", "podID", p.id)
+	}
 	s.index.freePodKey(p)
-	klog.FromContext(ctx).Info("Pod is not ready any more, its init has ended", "pod", klog.KRef(p.key.namespace, p.key.name), "podID", p.id)
+	log.Info("Pod is not ready any more, its init has ended", "pod", klog.KRef(p.key.namespace, p.key.name), "podID", p.id)
 }
 
 // reconcile gives an exit to every container that runs in our books but that

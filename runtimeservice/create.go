@@ -193,22 +193,19 @@ func (s *containers) makeContainer(ctx context.Context, c *container) (err error
 
 // forgetContainer rolls a container back that could not be made. If that fails,
 // it is shown as exited, so that RemoveContainer or RemovePodSandbox finishes
-// what it may still have: a mount, say.
+// what it may still have: a mount, say. Of its record it is as with forgetPod's.
 func (s *containers) forgetContainer(ctx context.Context, c *container, undo *rollback.Stack) error {
-	err := undo.Undo(ctx)
-	if err == nil {
-		c.recordMu.Lock()
-		err = s.ctrStore.Delete(c.id)
-		c.gone = err == nil
-		c.recordMu.Unlock()
-	}
-	if err != nil {
+	if err := undo.Undo(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Roll-back of a container is incomplete, it stays as exited until it is removed", "container", c.id)
 		return errors.Join(err, s.abandonContainer(c, err))
 	}
+	c.recordMu.Lock()
+	err := s.ctrStore.Delete(c.id)
+	c.gone = true
+	c.recordMu.Unlock()
 	c.end()
 	s.index.removeContainer(c)
-	return nil
+	return err
 }
 
 // abandonContainer leaves a container that could be neither made nor undone to

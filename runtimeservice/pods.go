@@ -122,18 +122,19 @@ func (s *pods) makePod(ctx context.Context, p *pod, plan podPlan, h Handler) (er
 // forgetPod rolls a pod back that could not be made. If that fails, the pod is
 // shown as one that is not ready: the kubelet removes those, and asks until it
 // succeeds. What the pod may still have, an address say, is thus not forgotten.
+// Only a record that a failing disk keeps is: the next start undoes that pod again.
 func (s *pods) forgetPod(ctx context.Context, p *pod, undo *rollback.Stack) error {
-	err := undo.Undo(ctx)
-	if err == nil {
-		err = s.deletePodRecord(p)
-	}
-	if err != nil {
+	if err := undo.Undo(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "Roll-back of a pod is incomplete, it stays as not ready until it is removed", "pod", klog.KRef(p.key.namespace, p.key.name), "podID", p.id)
 		return errors.Join(err, s.abandonPod(p))
 	}
+	err := s.deletePodRecord(p)
+	if err != nil {
+		selinux.Release(p.getLabels())
+	}
 	p.set(lifecycle.PodGone)
 	s.index.removePod(p)
-	return nil
+	return err
 }
 
 // abandonPod leaves a pod that could be neither made nor undone to StopPodSandbox and RemovePodSandbox.
@@ -171,6 +172,18 @@ func (c *core) commitPod(p *pod, e lifecycle.PodEvent) error {
 	}
 	p.set(next)
 	return nil
+}
+
+// losePod makes a pod not ready whose namespaces or init are gone. If that cannot be written down, it is so all the same:
+// the next start will find it out again.
+func (c *core) losePod(p *pod) error {
+	err := c.commitPod(p, lifecycle.PodLost)
+	p.recordMu.Lock()
+	defer p.recordMu.Unlock()
+	if next, refused := p.getState().On(lifecycle.PodLost); err != nil && refused == nil {
+		p.set(next)
+	}
+	return err
 }
 
 func (c *core) deletePodRecord(p *pod) error {

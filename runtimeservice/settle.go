@@ -102,10 +102,7 @@ func (c *core) announced(ctx context.Context) ([]unsettled, error) {
 	for _, p := range c.index.allPods() {
 		state := p.getState()
 		if state == lifecycle.PodReady && !c.whole(p, procs) {
-			if err := c.commitPod(p, lifecycle.PodLost); err != nil {
-				errs = append(errs, err)
-				p.set(lifecycle.PodStopping) // as the next start would find out again
-			}
+			errs = append(errs, c.losePod(p))
 			c.index.freePodKey(p)
 			state = lifecycle.PodStopping
 		}

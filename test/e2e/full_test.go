@@ -21,34 +21,34 @@ import (
 func onDisk(t *testing.T, folder, kind string) (n *node, dir string) {
 	t.Helper()
 	harness.Require(t)
-	prepare := func(string) {}
-	switch kind {
-	case "ext4":
-		d := disk.New(t, kind, 64<<20, "-N", "4096")
-		prepare = func(base string) {
-			dir = filepath.Join(base, folder)
-			if err := os.Mkdir(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			d.Mount(t, dir, "")
-			if err := os.Chmod(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-		}
-	case "tmpfs":
-		prepare = func(base string) {
-			dir = filepath.Join(base, folder)
-			if err := os.Mkdir(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700,size=32m,nr_inodes=4096"); err != nil {
-				t.Fatal(err)
-			}
+	mount := func() {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700,size=32m,nr_inodes=4096"); err != nil {
+			t.Fatal(err)
 		}
 	}
-	n = &node{Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), Prepare: prepare}), t: t}
+	if kind == "ext4" {
+		d := disk.New(t, kind, 64<<20, "-N", "4096")
+		mount = func() { d.Mount(t, dir, "") }
+	}
+	return mounted(t, folder, &dir, mount), dir
+}
+
+// mounted starts a node, one of whose folders is mounted first; dir is where.
+func mounted(t *testing.T, folder string, dir *string, mount func()) *node {
+	t.Helper()
+	prepare := func(base string) {
+		*dir = filepath.Join(base, folder)
+		if err := os.Mkdir(*dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		mount()
+		if err := os.Chmod(*dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := &node{Instance: harness.New(t, harness.Config{Registry: harness.Registry(t), Prepare: prepare}), t: t}
 	n.pull(images.Busybox)
-	return n, dir
+	return n
 }
 
 // wantFull requires that what cannot be done says why and is not half done.

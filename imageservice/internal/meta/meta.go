@@ -3,6 +3,7 @@ package meta
 import (
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"runtime/debug"
 
 	"github.com/opencontainers/go-digest"
@@ -94,6 +95,9 @@ func load(tx *bolt.Tx) (State, error) {
 		if l.Key != string(k) {
 			return fmt.Errorf("is of %q", l.Key)
 		}
+		if err := l.check(); err != nil {
+			return err
+		}
 		s.Layers[l.Key] = l
 		return nil
 	})
@@ -119,6 +123,22 @@ func load(tx *bolt.Tx) (State, error) {
 		return nil
 	})
 	return s, nil
+}
+
+var validKey = regexp.MustCompile(`^[a-z0-9]+(\.[a-z]+)?$`) // a name within the layers' directory
+
+// most is more bytes or inodes than any file system has; sums of it do not overflow.
+const most = 1 << 50
+
+// check refuses a record that leads out of the layers' directory, or that no layer has.
+func (l *Layer) check() error {
+	switch {
+	case !validKey.MatchString(l.Key):
+		return fmt.Errorf("key %q names no layer", l.Key)
+	case l.Bytes > most || l.Inodes > most:
+		return fmt.Errorf("bytes %d or inodes %d are more than a layer has", l.Bytes, l.Inodes)
+	}
+	return nil
 }
 
 func decode(v []byte, into any, ver *int) error {
