@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -19,10 +20,12 @@ func TestLogFormat(t *testing.T) {
 	}
 	lines := c.log()
 	var stdout []logLine
+	last := map[string]time.Time{} // of each stream: what comes between two of them is not known
 	for i, l := range lines {
-		if i > 0 && l.at.Before(lines[i-1].at) {
+		if l.at.Before(last[l.stream]) {
 			t.Errorf("line %d is older than the one before", i)
 		}
+		last[l.stream] = l.at
 		if l.at.UnixNano() < s.GetCreatedAt() {
 			t.Errorf("line %d is older than the container", i)
 		}
