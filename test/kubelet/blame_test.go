@@ -13,7 +13,7 @@ var blame = regexp.MustCompile(`rpc error|PLEG is not healthy|[Rr]untime (is dow
 // excused are those that the kubelet or the case brought about itself.
 var excused = []struct{ line, reason string }{
 	{`code = Canceled`, "it has hung up on a probe of a pod that ends, or on itself"},
-	{`(ContainerStatus|PodSandboxStatus) from runtime.*code = NotFound|("DeleteContainer returned error"|"Failed to remove container").*code = NotFound`, "two of its parts removed the same"},
+	{`(ContainerStatus|PodSandboxStatus) from runtime.*code = NotFound|("DeleteContainer returned error"|"Failed to remove container"|"Failed to get container status").*code = NotFound`, "another part of it has just removed it"},
 	{`no/such|pod="default/cannot-node"`, "the case of what cannot start"},
 	{`/d/hung|pod="default/liveness-node"`, "the case of a probe that hangs"},
 	{`pleg has yet to be successful`, "the first list has not been made when the kubelet starts"},

@@ -59,10 +59,11 @@ containers:
 `)
 	s := p.until("restarted and running", func(s podStatus) bool {
 		a, b := s.container("fails"), s.container("hangs")
-		return a.RestartCount > 0 && b.RestartCount > 0 && a.State.Running != nil && b.State.Running != nil
+		return a.RestartCount > 0 && b.RestartCount > 0 && a.State.Running != nil && b.State.Running != nil &&
+			a.LastState.Terminated != nil && b.LastState.Terminated != nil // which the kubelet may tell later
 	})
 	for _, name := range []string{"fails", "hangs"} {
-		if got := s.container(name).LastState.Terminated; got == nil || got.ExitCode != 9 || got.Reason != "Error" {
+		if got := s.container(name).LastState.Terminated; got.ExitCode != 9 || got.Reason != "Error" {
 			t.Errorf("container %s was stopped with %+v, want exit code 9 of its trap", name, got)
 		}
 	}

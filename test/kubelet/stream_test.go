@@ -37,7 +37,7 @@ func execStreams(t *testing.T, n *node) {
 			t.Errorf("over %s: stdout %q, stderr %q, exit code %s", protocol, out, stderr, code)
 		}
 
-		s = dial(t, "/exec/default/"+path+query("input=1&output=1&tty=1", "sh", "-c", `until [ "$(stty size)" = "43 132" ]; do usleep 10000; done; read x; echo "<$x>"`))
+		s = dial(t, "/exec/default/"+path+query("input=1&output=1&tty=1", "sh", "-c", `until [ "$(stty size 2>/dev/null)" = "43 132" ]; do usleep 10000; done; read x; echo "<$x>"`))
 		if _, err := io.WriteString(s.resize, `{"Width":132,"Height":43}`); err != nil {
 			t.Error(err)
 		}
