@@ -28,7 +28,7 @@ lint() { hack/lint.sh; }
 unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/chaos$' -e '/test/reset$' | xargs hack/gotest.sh -race -timeout=10m; }
 e2e() {
 	local failed=0
-	hack/gotest.sh -count=1 -timeout=10m ./test/e2e ./test/network || failed=1
+	hack/gotest.sh -count=1 -timeout=10m -exec="$PWD/hack/halves.sh" ./test/e2e ./test/network || failed=1
 	crash || failed=1
 	return $failed
 }

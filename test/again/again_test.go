@@ -36,6 +36,12 @@ var packages = map[string]string{
 	"broken":  `func TestBroken(t *testing.T) { first() }`,
 	"four": `func TestA(t *testing.T) { if first(t) { t.Error() } }; func TestB(t *testing.T) { TestA(t) }
 		func TestC(t *testing.T) { TestA(t) }; func TestD(t *testing.T) { TestA(t) }`,
+	// What follows is run in halves: TestA in one, TestB in the other.
+	"half": `func TestA(t *testing.T) { first(t); meet("TestB") }; func TestB(t *testing.T) { if first(t) { t.Error("what it said") }; meet("TestA") }
+		func meet(other string) { for { if _, err := os.Stat(filepath.Join(os.Getenv("MARKS"), other)); err == nil { return } } }`,
+	"both": `func TestA(t *testing.T) { if first(t) { t.Error() } }; func TestB(t *testing.T) { TestA(t) }`,
+	"dead": `func TestA(t *testing.T) { if first(t) { panic("dead") } }; func TestB(t *testing.T) { if first(t) { t.Error() } }`,
+	"gone": `func TestA(t *testing.T) { if first(t) { t.Error() } }; func TestB(t *testing.T) { if first(t) { os.Exit(1) } }`,
 }
 
 func TestFailedTestRunsOnceMore(t *testing.T) {
@@ -50,7 +56,7 @@ func TestFailedTestRunsOnceMore(t *testing.T) {
 	for name, body := range packages {
 		write(name+"/x_test.go", "package "+name+"\n\nimport (\n\t\"os\"\n\t\"path/filepath\"\n\t\"testing\"\n)\n"+first+body+"\n")
 	}
-	script, err := filepath.Abs("../../hack/gotest.sh")
+	hack, err := filepath.Abs("../../hack")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,13 +78,17 @@ func TestFailedTestRunsOnceMore(t *testing.T) {
 		{"hangs", "-timeout=3s ./hangs", false, []string{"panic: test timed out"}, 0},
 		{"ends early", "./once ./dies", false, []string{"FAIL\texample.com/m/dies"}, 0},
 		{"does not build", "./once ./broken", false, []string{"FAIL\texample.com/m/broken [build failed]"}, 0},
+		{"in halves", "-timeout=1m -exec=$HACK/halves.sh ./good ./half", true, []string{"FLAKY: example.com/m/half TestB failed once, passed alone\n", "ok  \texample.com/m/good"}, 1},
+		{"fails in both halves", "-exec=$HACK/halves.sh ./both", true, []string{"FLAKY: example.com/m/both TestA", "FLAKY: example.com/m/both TestB"}, 2},
+		{"one half panics", "-exec=$HACK/halves.sh ./dead", false, []string{"panic: dead", "\n--- FAIL: TestB"}, 0},
+		{"one half ends early", "-exec=$HACK/halves.sh ./gone", false, []string{"\n--- FAIL: TestA"}, 0},
 		{"is one of four", "./four", false, []string{"\n--- FAIL: TestD"}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, script, append([]string{"-count=1", "-vet=off"}, strings.Fields(c.args)...)...)
+			cmd := exec.CommandContext(ctx, hack+"/gotest.sh", append([]string{"-count=1", "-vet=off"}, strings.Fields(strings.ReplaceAll(c.args, "$HACK", hack))...)...)
 			cmd.Dir, cmd.Env = module, append(os.Environ(), "MARKS="+t.TempDir(), "GOFLAGS=", "GOWORK=off")
 			out, err := cmd.CombinedOutput()
 			text := "\n" + string(out)
