@@ -383,7 +383,11 @@ func (w *worker) ask(c *container, what string, do func(context.Context) error) 
 	if !errors.As(err, new(refusal)) {
 		return err
 	}
-	if oerr := w.observe(c); oerr != nil {
+	look := w.observe
+	if c.plan.exits { // an end is told when its output is in the log, and its process may be missed before
+		look = w.await
+	}
+	if oerr := look(c); oerr != nil {
 		return oerr
 	}
 	if c.exit == nil {

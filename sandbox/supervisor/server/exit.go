@@ -23,7 +23,8 @@ const (
 	drainMax   = 5 * time.Second
 	// killTimeout bounds the wait for processes to end that got SIGKILL.
 	killTimeout = 10 * time.Second
-	// deleteTimeout bounds the OCI runtime's delete.
+	// deleteTimeout bounds the OCI runtime's delete, which goes on when the
+	// call has ended: killed in the middle it may leave what it cannot delete.
 	deleteTimeout = 30 * time.Second
 
 	// unknownCode is the exit code of a process whose own cannot be known.
@@ -270,15 +271,24 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 	// runc's --force sends SIGKILL and sleeps for 100 ms, be there a process or
 	// not; so it is for those of which that is not known.
 	err = errForce
+	run := func(args ...string) error {
+		cmd := c.command("delete", args...)
+		cmd.Grace = deleteTimeout
+		return c.srv.runner.Run(ctx, cmd)
+	}
 	if c.is() == exited && len(c.rec.Request.CgroupProcs) > 0 && killCgroup(ctx, c.rec.Request.CgroupProcs) == nil {
-		err = c.srv.runner.Run(ctx, c.command("delete", c.id))
+		err = run(c.id)
 	}
 	if err != nil {
-		err = c.srv.runner.Run(ctx, c.command("delete", "--force", c.id))
+		err = run("--force", c.id)
+	}
+	state := filepath.Join(c.rec.Request.Runtime.Root, c.id)
+	if err != nil && exists(filepath.Join(state, "status")) && !exists(filepath.Join(state, "config.json")) {
+		err = os.RemoveAll(state) // of a crun that was killed when it deleted these two, and will have it no more
 	}
 	if err != nil {
 		// A runtime that is not there cannot have made anything.
-		if _, serr := os.Stat(c.rec.Request.Runtime.Path); serr == nil || exists(filepath.Join(c.rec.Request.Runtime.Root, c.id)) {
+		if _, serr := os.Stat(c.rec.Request.Runtime.Path); serr == nil || exists(state) {
 			return fmt.Errorf("container %s: %w", c.id, err)
 		}
 	}
