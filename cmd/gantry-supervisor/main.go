@@ -87,13 +87,11 @@ func run(dir string, readyFD, handover int) (err error) {
 	// The terminal that it may have been started from is of no concern, nor who
 	// reads its own log. Not signal.Ignore, which containers would inherit.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
-	defer stop()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	if err := protect(); err != nil {
 		log.Warn("Short of memory, the kernel may kill the parent of all containers before one of them", "err", err)
 	}
-	return server.Serve(ctx, server.Config{Dir: dir, Version: version, Log: log, Ready: func() { say("ready\n") }, Handover: handover})
+	return server.Serve(context.Background(), server.Config{Dir: dir, Version: version, Log: log, Ready: func() { say("ready\n") }, Handover: handover})
 }
 
 // protect has the kernel take others first when it is short of memory. The OCI

@@ -50,13 +50,22 @@ func serve() {
 			fmt.Fprintln(os.Stderr, "refused:", err)
 			os.Exit(1)
 		}
-		if v == "not executable any more" {
+		switch v {
+		case "not executable any more":
 			_ = os.Chmod("/proc/self/exe", 0o600)
+		case "touched in the check":
+			_ = os.Chtimes("/proc/self/exe", time.Time{}, time.Unix(1, 0))
+		case "checking without end":
+			select {}
 		}
 		return
 	}
 	if *handover > 0 && v == "crashing at once" {
 		os.Exit(1)
+	}
+	if *handover > 0 && v == "damaging" {
+		id, _ := os.ReadFile(filepath.Join(filepath.Dir(*dir), "to-be-damaged"))
+		_ = os.WriteFile(filepath.Join(*dir, "containers", string(id), "container.json"), []byte("{"), 0o600)
 	}
 	if n := 0; strings.HasPrefix(v, "dying") { // so many times
 		_, _ = fmt.Sscanf(v, "dying %d", &n)
@@ -72,10 +81,8 @@ func serve() {
 	}
 	f := os.NewFile(uintptr(*ready), "ready")
 	unix.CloseOnExec(*ready)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-	defer stop()
 	go countGoroutines(*dir)
-	err := server.Serve(ctx, server.Config{Dir: *dir, Version: v, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Handover: *handover, Ready: func() {
+	err := server.Serve(context.Background(), server.Config{Dir: *dir, Version: v, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Handover: *handover, Ready: func() {
 		if *handover > 0 && v == "crashing late" {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		}

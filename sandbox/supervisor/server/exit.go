@@ -300,6 +300,18 @@ func (c *container) deleteFromRuntime(ctx context.Context) error {
 // clear closes and removes what is left of the container here. op is held.
 func (c *container) clear() error {
 	c.drain(drainMax)
+	c.closeFiles()
+	// The record first: a directory without one is removed at the next start.
+	_ = os.Remove(filepath.Join(c.dir, recordFile))
+	if err := os.RemoveAll(c.dir); err != nil {
+		return fmt.Errorf("container %s: removing its files: %w", c.id, err)
+	}
+	c.forget()
+	return nil
+}
+
+// closeFiles closes all that is open of the container.
+func (c *container) closeFiles() {
 	c.mu.Lock()
 	copiers, file, pidfd := c.copiers, c.file, c.pidfd
 	c.copiers, c.file, c.pidfd = nil, nil, -1
@@ -314,11 +326,4 @@ func (c *container) clear() error {
 	if pidfd >= 0 {
 		_ = unix.Close(pidfd)
 	}
-	// The record first: a directory without one is removed at the next start.
-	_ = os.Remove(filepath.Join(c.dir, recordFile))
-	if err := os.RemoveAll(c.dir); err != nil {
-		return fmt.Errorf("container %s: removing its files: %w", c.id, err)
-	}
-	c.forget()
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -15,8 +16,12 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/supervisor/internal/wire"
 )
 
-// handoverVersion is that of the description below. A program that does not
-// know it is not handed anything.
+// handoverVersion is that of all that one build hands to another: the
+// description below, the containers' records, the staging slots. A program that
+// does not know it is not handed anything, which its check says beforehand; that
+// it refuses fields that it does not know is not enough for that, as the check
+// may see none of those that come later. So each change raises it, and the file
+// in testdata says what it is a version of; readHandover is then to take the one before as well.
 const handoverVersion = 1
 
 // maxHandover bounds a description, in bytes: some 300 for each container.
@@ -69,19 +74,23 @@ type heldExec struct {
 func (h *handover) descriptors() []int {
 	all := []int{h.Lock, h.Listener, h.Call}
 	for i := range h.Containers {
-		c := &h.Containers[i]
-		all = append(all, c.PIDFD, c.Log, c.Input, c.Outputs[0].FD, c.Outputs[1].FD)
+		all = append(all, h.Containers[i].descriptors()...)
 	}
 	for i := range h.Execs {
 		all = append(all, h.Execs[i].Call)
 	}
-	var open []int
-	for _, fd := range all {
-		if fd >= 0 {
-			open = append(open, fd)
-		}
+	return slices.DeleteFunc(all, func(fd int) bool { return fd < 0 })
+}
+
+func (h *heldContainer) descriptors() []int {
+	return slices.DeleteFunc([]int{h.PIDFD, h.Log, h.Input, h.Outputs[0].FD, h.Outputs[1].FD}, func(fd int) bool { return fd < 0 })
+}
+
+// close closes those that nobody has taken.
+func (h *heldContainer) close() {
+	for _, fd := range h.descriptors() {
+		_ = unix.Close(fd)
 	}
-	return open
 }
 
 // container returns what is handed over of one; nil for none, and without a handover.

@@ -14,10 +14,22 @@ import (
 )
 
 // inherit goes on with a container that this process had when it was another
-// program. Its first process is a child still, unless a supervisor before that was killed.
-func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftover) error {
+// program. Its first process is a child still, unless a supervisor before that was
+// killed. On an error nothing of it is open any more.
+func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftover) (err error) {
 	c := s.newContainer(h.ID)
-	var err error
+	c.killed, c.state = h.Killed, running
+	c.runtimeGone.Store(h.RuntimeGone)
+	c.pidfd = take(&h.PIDFD)
+	if h.Input >= 0 {
+		c.input = os.NewFile(uintptr(take(&h.Input)), "stdin")
+	}
+	defer func() {
+		if err != nil {
+			c.closeFiles()
+			h.close() // what c has not taken
+		}
+	}()
 	if c.rec, err = s.readRecord(h.ID); err != nil {
 		return err
 	}
@@ -25,14 +37,10 @@ func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftove
 	if c.file, err = logcopy.Inherit(h.Log, req.LogDir, req.LogPath, req.LogMax, c.log); err != nil {
 		return err
 	}
-	c.pidfd, c.killed, c.state = h.PIDFD, h.Killed, running
-	c.runtimeGone.Store(h.RuntimeGone)
-	if h.Input >= 0 {
-		c.input = os.NewFile(uintptr(h.Input), "stdin")
-	}
+	h.Log = -1
 	for i, name := range []string{"stdout", "stderr"} {
 		key := logcopy.Key{ID: c.id, Stream: name}
-		l, out := left[key], h.Outputs[i]
+		l, out := left[key], &h.Outputs[i]
 		delete(left, key)
 		if out.FD < 0 {
 			if l != nil {
@@ -40,8 +48,10 @@ func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftove
 			}
 			continue
 		}
-		copier, err := logcopy.Start(os.NewFile(uintptr(out.FD), name), key, c.file, s.pool, l, out.Finite, c.log)
+		src := os.NewFile(uintptr(take(&out.FD)), name)
+		copier, err := logcopy.Start(src, key, c.file, s.pool, l, out.Finite, c.log)
 		if err != nil {
+			_ = src.Close()
 			return err
 		}
 		c.copiers = append(c.copiers, copier)
@@ -57,6 +67,13 @@ func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftove
 		return nil
 	}
 	return c.watchOrphan()
+}
+
+// take is the descriptor, which is the caller's from then on.
+func take(fd *int) int {
+	n := *fd
+	*fd = -1
+	return n
 }
 
 // resume goes on waiting for an exec'd process.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"time"
@@ -79,10 +80,12 @@ type Server struct {
 	news       chan struct{} // closed, and made anew, with each exit
 }
 
-// Serve runs a supervisor until it has been idle for long enough or ctx ends;
-// containers live on in either case. When another one serves the directory,
+// Serve runs a supervisor until it has been idle for long enough, SIGTERM or
+// SIGINT has come, or ctx ends; containers live on in any case. When another one serves the directory,
 // Serve is an error.
 func Serve(ctx context.Context, cfg Config) (err error) {
+	ctx, unhandle := signal.NotifyContext(ctx, endSignals[:]...)
+	defer unhandle()
 	s := &Server{
 		dir: cfg.Dir, version: cfg.Version, log: cfg.Log,
 		containers: make(map[string]*container), execs: make(map[*execution]struct{}), news: make(chan struct{}),

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -64,7 +66,7 @@ func (s *Server) upgrade(ctx context.Context, req supervisor.UpgradeRequest, cal
 	if err != nil {
 		return nil, fmt.Errorf("upgrade to %s, which does not take over: %w: %w", req.Path, err, refusal(err))
 	}
-	return nil, fmt.Errorf("upgrade to %s: %w", req.Path, s.become(program, req.Path, checked, call))
+	return nil, fmt.Errorf("upgrade to %s: %w", req.Path, s.become(ctx, program, req.Path, checked, call))
 }
 
 // ready is an error when there is what an upgrade would have to wait for.
@@ -82,7 +84,9 @@ func (s *Server) ready() error {
 
 // become brings all to a standstill and executes the program. It returns only
 // with an error, and then all goes on.
-func (s *Server) become(program *os.File, path string, checked []string, call *call) error {
+func (s *Server) become(ctx context.Context, program *os.File, path string, checked *checked, call *call) error {
+	signals := noteSignals()
+	defer signals.stop()
 	if !s.gate.Shut(standstill) {
 		return fmt.Errorf("calls or OCI runtimes take longer than %s: %w", standstill, errdefs.ErrUnavailable)
 	}
@@ -96,12 +100,25 @@ func (s *Server) become(program *os.File, path string, checked []string, call *c
 	}
 	h := s.describe(rawFD(call.conn))
 	for _, c := range h.Containers {
-		if !slices.Contains(checked, c.ID) {
+		if !slices.Contains(checked.containers, c.ID) {
 			return fmt.Errorf("container %s was started meanwhile: %w", c.ID, errdefs.ErrUnavailable)
 		}
+		if !exists(filepath.Join(s.containersDir(), c.ID, recordFile)) { // which the check takes for a deletion
+			return fmt.Errorf("container %s has lost its record: %w", c.ID, errdefs.ErrUnavailable)
+		}
+	}
+	now, err := program.Stat()
+	if err != nil {
+		return err
+	}
+	if now.Size() != checked.program.Size() || !now.ModTime().Equal(checked.program.ModTime()) {
+		return fmt.Errorf("the file was written to after its check: %w", errdefs.ErrUnavailable)
+	}
+	if !signals.leave() || ctx.Err() != nil {
+		return fmt.Errorf("the supervisor, or its caller, is to end: %w", errdefs.ErrUnavailable)
 	}
 	s.log.Info("Supervisor becomes another program", "path", path, "version", s.version, "containers", len(h.Containers), "execs", len(h.Execs))
-	err := h.become(program, []string{path, "--dir", s.dir})
+	err = h.become(program, []string{path, "--dir", s.dir})
 	s.log.Error("Supervisor stays as it is", "err", err)
 	return fmt.Errorf("%w: %w", err, refusal(err))
 }
@@ -192,20 +209,31 @@ func sameProgram(f *os.File) (bool, error) {
 }
 
 // refusal is the kind of an error of checking or executing the other program: one that is
-// still being written (ETXTBSY, execve(2)), and what is used up, are of the moment.
+// still being written (ETXTBSY, execve(2)), what is used up, and this one's end, are of the moment.
 func refusal(err error) error {
-	if errors.Is(err, unix.ETXTBSY) || notNow(err) {
+	if errors.Is(err, unix.ETXTBSY) || notNow(err) || errors.Is(err, context.Canceled) {
 		return errdefs.ErrUnavailable
 	}
 	return errdefs.ErrFailedPrecondition
 }
 
+// checked is what the other program has agreed to.
+type checked struct {
+	program    os.FileInfo // as it was then
+	containers []string
+}
+
 // check has the other program say, in a process of its own, whether it
-// understands a handover like this one's. It returns the containers that were in it.
-func (s *Server) check(ctx context.Context, program *os.File, path string) (ids []string, err error) {
+// understands a handover like this one's.
+func (s *Server) check(ctx context.Context, program *os.File, path string) (*checked, error) {
+	info, err := program.Stat()
+	if err != nil {
+		return nil, err
+	}
 	h := s.describe(-1)
+	agreed := &checked{program: info}
 	for _, c := range h.Containers {
-		ids = append(ids, c.ID)
+		agreed.containers = append(agreed.containers, c.ID)
 	}
 	description, err := h.file()
 	if err != nil {
@@ -222,10 +250,12 @@ func (s *Server) check(ctx context.Context, program *os.File, path string) (ids 
 		return nil, err
 	}
 	defer r.Close()
+	runtime.LockOSThread() // whose end would be taken for the parent's
+	defer runtime.UnlockOSThread()
 	pid, done, err := s.reaper.Start("/proc/self/fd/4", []string{path, "--dir", s.dir, "--check", "3"}, &syscall.ProcAttr{
 		Dir: "/", Env: os.Environ(),
 		Files: []uintptr{uintptr(fileFD(null)), uintptr(fileFD(null)), uintptr(fileFD(w)), uintptr(fileFD(description)), uintptr(fileFD(program))},
-		Sys:   &syscall.SysProcAttr{Setpgid: true},
+		Sys:   &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 	})
 	_ = w.Close()
 	if err != nil {
@@ -238,11 +268,11 @@ func (s *Server) check(ctx context.Context, program *os.File, path string) (ids 
 	case exit = <-done:
 	case <-ctx.Done():
 		s.reaper.KillGroup(pid)
-		return nil, fmt.Errorf("its check has no end: %w", context.Cause(ctx))
+		return nil, fmt.Errorf("its check has no end: %w: %w", context.Cause(ctx), ctx.Err())
 	}
 	if code := exit.Code(); code != 0 {
 		said, _, _ := strings.Cut(oci.ReadNow(r), "\n")
 		return nil, fmt.Errorf("its check ended with %d: %s", code, said)
 	}
-	return ids, nil
+	return agreed, nil
 }

@@ -53,8 +53,9 @@ type header struct {
 	last     int64         // time of the last line, in ns since 1970; 0: none is known
 }
 
-// magic changes with the layout.
-const magic = 0x67616e7472790001
+// Layout is that of the staging slots, which a successor of another build may
+// have to read: it changes with what is in them (header, doc.go).
+const Layout = 0x67616e7472790001
 
 // slot is one mapped staging file.
 type slot struct {
@@ -169,7 +170,7 @@ func (s *slot) beginRead(a, b, want int, sentinel *[sentinelSize]byte) {
 func (s *slot) settle() (dev, ino uint64, size int64, err error) {
 	state, a, b := s.get()
 	s.gap = gapOf(s.h.word.Load() >> 59)
-	if s.h.magic != magic || a > b || b > rawSize || s.h.nameLen > maxName {
+	if s.h.magic != Layout || a > b || b > rawSize || s.h.nameLen > maxName {
 		return 0, 0, 0, fmt.Errorf("slot %s is damaged", s.path)
 	}
 	switch state {
@@ -265,7 +266,7 @@ func (p *Pool) get(id string, stream uint64) (*slot, error) {
 			return nil, err
 		}
 	}
-	s.h.magic = magic
+	s.h.magic = Layout
 	s.h.stream = stream
 	s.h.nameLen = uint64(copy(s.h.name[:], id))
 	s.h.last = 0
