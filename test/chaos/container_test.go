@@ -254,7 +254,8 @@ func (w *worker) checkExit(c *container, status *runtimeapi.ContainerStatus) err
 		w.report.unknownExit()
 	case w.lostTerminal(c) && code != 255: // what a hang-up does to a shell
 	default:
-		return fmt.Errorf("container %s may end with %v, and ended as %v", c.id, c.codes, status)
+		said, _ := w.log(c)
+		return fmt.Errorf("container %s may end with %v, and ended as %v; its log ends: %q", c.id, c.codes, status, said[max(0, len(said)-300):])
 	}
 	if status.GetStartedAt() < status.GetCreatedAt() || status.GetFinishedAt() < status.GetStartedAt() {
 		return fmt.Errorf("the times of container %s are out of order: %v", c.id, status)
