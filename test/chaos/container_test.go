@@ -336,6 +336,9 @@ func (w *worker) await(c *container) error {
 
 func (w *worker) stop(c *container) error {
 	c.may(exitTerm)
+	if body, err := w.log(c); err == nil && len(body) == 0 && w.pod.plan.handler == "" {
+		c.may(exitInit)
+	}
 	if c.plan.timeout < patient || w.lostTerminal(c) {
 		c.may(exitKilled)
 	}

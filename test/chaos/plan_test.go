@@ -102,6 +102,7 @@ func steadyPlan() podPlan {
 
 // Exit codes beside those of plans.
 const (
+	exitInit   = 2 // asked to stop when it was runc's init still: what Go makes of a signal that the kernel keeps from a first process
 	exitTerm   = 3 // asked to stop
 	exitKilled = 137
 )
