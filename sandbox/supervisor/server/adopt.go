@@ -156,7 +156,9 @@ func (s *Server) adopt(patience context.Context, c adopted, commands []int, left
 	execs, _ := filepath.Glob(filepath.Join(c.dir, "exec-*"))
 	if len(commands)+len(execs) > 0 {
 		c.inBackground(func() {
-			waitCommands(commands)
+			if waitCommands(commands) {
+				thaw(c.rec.Request.CgroupProcs) // a checkpoint may have been among them, see there
+			}
 			c.killBrokenExecs(execs)
 		})
 	}
@@ -197,8 +199,8 @@ func (c *container) inBackground(f func()) {
 	}()
 }
 
-// waitCommands waits until the commands have ended; those that hang are killed.
-func waitCommands(pids []int) {
+// waitCommands waits until the commands have ended; those that hang are killed, and whether one was it reports.
+func waitCommands(pids []int) (killed bool) {
 	end := time.Now().Add(killTimeout)
 	for _, pid := range pids {
 		pidfd, err := unix.PidfdOpen(pid, 0)
@@ -210,12 +212,14 @@ func waitCommands(pids []int) {
 			_, _ = unix.Poll(p, int(time.Until(end).Milliseconds())+1)
 		}
 		if p[0].Revents == 0 {
+			killed = true
 			_ = unix.Kill(-pid, unix.SIGKILL) // its group, if it leads one; it lives, so that the number is its own
 			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 			_, _ = unix.Poll(p, int(killTimeout.Milliseconds()))
 		}
 		_ = unix.Close(pidfd)
 	}
+	return killed
 }
 
 // notNow says whether err is of the machine's state, and says nothing of a
@@ -231,12 +235,11 @@ func (c *container) adoptStarted(left map[logcopy.Key]*logcopy.Leftover) error {
 	if err != nil {
 		return err
 	}
-	var exit supervisor.Exit
-	err = readFile(c.dir, exitFile, &exit)
+	exit, err := c.readExit()
 	if notNow(err) {
 		return err
 	}
-	if err == nil && exit.ID == c.id {
+	if err == nil {
 		alive = false
 	} else {
 		exit = supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, At: time.Now(), Reason: "exit status unknown: it ended while no supervisor ran"}
@@ -338,6 +341,8 @@ func (c *container) watchAdopted(f *os.File) {
 	exit := supervisor.Exit{ID: c.id, PID: c.rec.PID, Code: unknownCode, Reason: "exit status unknown: it was a child of a supervisor that had been killed"}
 	_ = raw.Read(func(fd uintptr) bool { return polled(int(fd), unix.POLLIN) })
 	exit.At = time.Now()
+	c.srv.gate.Join() // an upgrade meanwhile might be too late to be told by the kernel
+	defer c.srv.gate.Leave()
 	if status, ok := exitStatus(f, c.rec.PID); ok {
 		exit.Reason = ""
 		exit.Code = 128 + int(status.Signal())
@@ -389,8 +394,9 @@ func (c *container) killBrokenExecs(files []string) {
 		if pid, err := readPIDFile(base + ".pid"); err == nil {
 			pids, _ := cgroupPIDs(head(c.rec.Request.CgroupProcs, 1))
 			for _, p := range pids {
-				// One that the number has passed to since is most likely in the container's session.
-				if _, ok := c.execSession(p); p == pid && ok {
+				// One that the number has passed to since is most likely in the container's session. The
+				// process itself may have been killed already, and others of its session not.
+				if leader, ok := c.execSession(p); ok && (p == pid || leader == pid) {
 					c.killExec(pid)
 					break
 				}

@@ -199,7 +199,7 @@ func (c *container) endStdin() bool {
 		return true
 	}
 	c.rec.StdinEnded = true
-	if err := writeFile(c.dir, recordFile, c.rec); err != nil {
+	if err := c.writeRecord(); err != nil {
 		c.log.Error("Ended stdin may come back with the next supervisor", "err", err)
 	}
 	_ = c.input.Close()

@@ -46,6 +46,9 @@ type container struct {
 	state   state
 	pending bool // its caller has not confirmed yet that it knows of it
 	rec     record
+
+	unstarted bool // its record says that it has no process, see unstart
+
 	pidfd   int              // -1 when its process is gone
 	early   *supervisor.Exit // came while starting
 	killed  bool             // by our own SIGKILL

@@ -41,13 +41,14 @@ func (c *container) handle(exit supervisor.Exit) {
 	}
 	c.mu.Unlock()
 	if !c.srv.begin() { // the server ends: what the next one needs, and no more
-		c.store(exit)
+		c.store(exit, writeExit)
 		c.srv.gate.Leave()
 		return
 	}
 	go func() {
 		defer c.srv.end()
 		defer c.srv.gate.Leave()
+		c.store(exit, noteExit) // nobody else has its code any more, and the output may take long
 		c.record(exit)
 		c.deleteEnded()
 	}()
@@ -71,8 +72,8 @@ func (c *container) deleteEnded() {
 }
 
 // store writes the exit down.
-func (c *container) store(exit supervisor.Exit) {
-	if err := c.srv.room.withSpare(func() error { return writeExit(c.dir, exit) }); err != nil {
+func (c *container) store(exit supervisor.Exit, write func(string, supervisor.Exit) error) {
+	if err := c.srv.room.withSpare(func() error { return write(c.dir, exit) }); err != nil {
 		c.log.Error("Exit is kept in memory only", "err", err)
 	}
 }
@@ -81,7 +82,7 @@ func (c *container) store(exit supervisor.Exit) {
 func (c *container) record(exit supervisor.Exit) {
 	c.drain(drainMax)
 	c.closeInput()
-	c.store(exit)
+	c.store(exit, writeExit)
 	s := c.srv
 	s.mu.Lock()
 	c.mu.Lock()
@@ -227,12 +228,20 @@ func (c *container) destroy(ctx context.Context) error {
 // goes on with the removal, and does not tell the SIGKILL as an end of the container's own.
 func (c *container) unstart() {
 	c.mu.Lock()
-	rec := c.rec
-	c.mu.Unlock()
-	rec.PID = 0
-	if err := writeFile(c.dir, recordFile, rec); err != nil {
+	defer c.mu.Unlock()
+	c.unstarted = true
+	if err := c.writeRecord(); err != nil {
 		c.log.Warn("Container is being removed, which its record cannot say", "err", err)
 	}
+}
+
+// writeRecord writes the record as it is; mu is held.
+func (c *container) writeRecord() error {
+	rec := c.rec
+	if c.unstarted {
+		rec.PID = 0
+	}
+	return writeFile(c.dir, recordFile, rec)
 }
 
 func (c *container) awaitExit(ctx context.Context) error {

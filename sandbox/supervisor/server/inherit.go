@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +33,12 @@ func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftove
 	}()
 	if c.rec, err = s.readRecord(h.ID); err != nil {
 		return err
+	}
+	if c.rec.PID == 0 && h.Exit == nil { // its removal was begun, and has failed
+		if c.rec.PID, err = pidOf(c.pidfd); err != nil {
+			return err
+		}
+		c.unstarted = true
 	}
 	req := &c.rec.Request
 	if c.file, err = logcopy.Inherit(h.Log, req.LogDir, req.LogPath, req.LogMax, c.log); err != nil {
@@ -67,6 +74,19 @@ func (s *Server) inherit(h *heldContainer, left map[logcopy.Key]*logcopy.Leftove
 		return nil
 	}
 	return c.watchOrphan()
+}
+
+// pidOf is the number of the process of a pidfd, -1 if it has been waited for.
+func pidOf(pidfd int) (pid int, err error) {
+	info, err := readBounded(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd), 4<<10)
+	if err != nil {
+		return 0, err
+	}
+	_, text, _ := strings.Cut(string(info), "\nPid:")
+	if _, err := fmt.Sscan(text, &pid); err != nil {
+		return 0, fmt.Errorf("process of descriptor %d: %w", pidfd, err)
+	}
+	return pid, nil
 }
 
 // take is the descriptor, which is the caller's from then on.

@@ -68,22 +68,40 @@ func reserveExit(dir string) error {
 	return nil
 }
 
-// writeExit makes exit.json of what reserveExit has made, or of a new file.
-func writeExit(dir string, exit supervisor.Exit) error {
+// noteExit writes the exit to what reserveExit has made, or to a new file: what it is kept in until writeExit.
+func noteExit(dir string, exit supervisor.Exit) error {
 	data, err := json.Marshal(exit)
 	if err != nil {
 		return fmt.Errorf("encoding the exit: %w", err)
 	}
-	path := filepath.Join(dir, exitFile)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, exitFile+".new"), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(append(data, bytes.Repeat([]byte{' '}, max(0, exitRoom-len(data)))...))
-	if err := errors.Join(err, f.Close()); err != nil {
+	return errors.Join(err, f.Close())
+}
+
+// writeExit makes exit.json, which says too that the output has been read.
+func writeExit(dir string, exit supervisor.Exit) error {
+	if err := noteExit(dir, exit); err != nil {
 		return err
 	}
+	path := filepath.Join(dir, exitFile)
 	return os.Rename(path+".new", path)
+}
+
+// readExit reads what either has written; an error: neither has, or it cannot be read now.
+func (c *container) readExit() (exit supervisor.Exit, err error) {
+	for _, name := range []string{exitFile, exitFile + ".new"} {
+		if err = readFile(c.dir, name, &exit); err == nil && exit.ID != c.id {
+			err = fmt.Errorf("%s is of container %q", name, exit.ID)
+		}
+		if err == nil || notNow(err) {
+			break
+		}
+	}
+	return exit, err
 }
 
 // readFile reads what writeFile wrote.

@@ -157,7 +157,7 @@ func (c *container) own(pid int) error {
 	if outOfDescriptors(err) {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
-	pidfd, err := unix.PidfdOpen(pid, 0)
+	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK) // under the poller, should another program not be its parent
 	if outOfDescriptors(err) || errors.Is(err, unix.ENOMEM) {
 		return fmt.Errorf("container %s: watching its process %d: %w", c.id, pid, err)
 	}
@@ -248,6 +248,9 @@ func (c *container) undo() error {
 	c.mu.Unlock()
 	if started {
 		return c.destroy(ctx)
+	}
+	if c.rec.PID != 0 {
+		c.unstart()
 	}
 	if err := killCgroup(ctx, c.rec.Request.CgroupProcs); err != nil {
 		return err
