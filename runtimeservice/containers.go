@@ -287,6 +287,9 @@ func (s *core) dropContainer(ctx context.Context, c *container) error {
 	if err := s.host.DeleteContainer(ctx, c.id); err != nil {
 		return err
 	}
+	if err := s.host.DeleteForgotten(ctx, c.id, c.runtime); err != nil {
+		return err
+	}
 	// The OCI runtime removes it, unless its own state was lost with the run directory.
 	if err := cgroup.RemoveEmpty(c.cgroup); err != nil {
 		return err
@@ -335,7 +338,9 @@ func (s *containers) ReopenContainerLog(ctx context.Context, req *runtimeapi.Reo
 func (s *core) followExits(ctx context.Context) {
 	log := klog.FromContext(ctx)
 	s.host.Watch(ctx, func(e sandbox.Exit) { s.exited(ctx, e) }, func(err error) {
-		log.Error(err, "Supervisor is gone, connecting again")
+		if err != nil {
+			log.Error(err, "Supervisor is gone, connecting again")
+		}
 		for err = s.reconcile(ctx); err != nil && ctx.Err() == nil; err = s.reconcile(ctx) {
 			log.Error(err, "Containers could not be compared with the supervisor's, trying again")
 			select {
@@ -415,7 +420,7 @@ func (s *core) reconcile(ctx context.Context) error {
 	}
 	for _, c := range running {
 		if _, known := procs[c.id]; !known {
-			s.exited(ctx, lostExit(c.id))
+			s.lost(ctx, c)
 		}
 	}
 	for _, p := range ready {
@@ -424,6 +429,14 @@ func (s *core) reconcile(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lost ends a container that the supervisor does not know: what the OCI runtime still has of it, and then its entry.
+func (s *core) lost(ctx context.Context, c *container) {
+	if err := s.host.DeleteForgotten(ctx, c.id, c.runtime); err != nil {
+		klog.FromContext(ctx).Error(err, "Container may run on that is taken for ended", "container", c.id)
+	}
+	s.exited(ctx, lostExit(c.id))
 }
 
 func lostExit(id string) sandbox.Exit {

@@ -157,7 +157,7 @@ func (c *core) adoptProcesses(ctx context.Context) error {
 		}
 		switch {
 		case !known:
-			c.exited(ctx, lostExit(ctr.id))
+			c.lost(ctx, ctr)
 		case proc.Exit != nil:
 			c.exited(ctx, *proc.Exit)
 		default:

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,10 +79,7 @@ func (h *Host) ReadBundle(id string) (*specs.Spec, error) {
 // process id of its first process. When it fails, or ctx ends first, nothing
 // of the container runs, and Start may be called again.
 func (h *Host) Start(ctx context.Context, c Container) (pid int, err error) {
-	root := c.Runtime.Root
-	if root == "" {
-		root = filepath.Join(h.runDir, "runtimes", c.Runtime.Handler)
-	}
+	root := h.runtimeRoot(c.Runtime)
 	if c.LogDir == "" {
 		c.LogPath = "" // a path beneath nothing
 	}
@@ -145,6 +143,29 @@ func (h *Host) DeleteContainer(ctx context.Context, id string) error {
 		return err
 	}
 	return h.removeBundle(id)
+}
+
+// DeleteForgotten has the OCI runtime delete a container, with all its processes, that
+// the supervisor does not know (any more: its record was damaged). Nothing there is success.
+func (h *Host) DeleteForgotten(ctx context.Context, id string, r Runtime) error {
+	root := h.runtimeRoot(r)
+	if _, err := os.Lstat(filepath.Join(root, id)); errors.Is(err, fs.ErrNotExist) || r.Path == "" {
+		return nil
+	}
+	options := append([]string{"--root", root}, r.Options...)
+	if r.Systemd {
+		options = append(options, "--systemd-cgroup")
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if _, err := ask(ctx, r.Path, options, "delete", "--force", id); err != nil {
+		return fmt.Errorf("deleting container %s, which the supervisor does not know: %w", id, err)
+	}
+	return nil
+}
+
+func (h *Host) runtimeRoot(r Runtime) string {
+	return cmp.Or(r.Root, filepath.Join(h.runDir, "runtimes", r.Handler))
 }
 
 func (h *Host) removeBundle(id string) error {

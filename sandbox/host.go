@@ -87,14 +87,17 @@ func (h *Host) PodInitRoot() string { return h.podInitRoot }
 // Watch calls f for every exit that the supervisor has recorded, then for each
 // new one, until ctx ends. A broken connection is made again after a pause;
 // exits that happened meanwhile come with the replay, so f must take an exit twice.
-// Before, it has the supervisor become the program that is installed, which
+// Beside that it has the supervisor become the program that is installed, which
 // upgraded is told of; when that has to wait it is tried again from time to time.
-func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error), upgraded func(Upgrade)) {
+//
+// Before it connects again it calls another, with what has broken the connection, or
+// nil after an upgrade: the supervisor is another program or process now, which may
+// know less, as when it had to set a container's record aside.
+func (h *Host) Watch(ctx context.Context, f func(Exit), another func(error), upgraded func(Upgrade)) {
 	u := upgrader{tell: upgraded}
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		u.upgrade(ctx, h.sup)
 		began := time.Now()
-		err := h.watch(ctx, f, u.due)
+		err := h.watch(ctx, f, &u)
 		if ctx.Err() != nil {
 			return
 		}
@@ -105,9 +108,10 @@ func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error), upgrad
 		if time.Since(began) > 10*time.Second {
 			pause = 10 * time.Millisecond
 		}
-		if err != nil {
-			lost(err)
+		if u.replaced {
+			err = nil
 		}
+		another(err)
 		select {
 		case <-ctx.Done():
 			return
@@ -115,6 +119,9 @@ func (h *Host) Watch(ctx context.Context, f func(Exit), lost func(error), upgrad
 		}
 	}
 }
+
+// holdPause is how long is watched without holding when that fails.
+const holdPause = time.Second
 
 // Exit is the end of a container's first process.
 type Exit supervisor.Exit
@@ -202,21 +209,28 @@ func names(dir string) ([]string, error) {
 	return out, nil
 }
 
-// watch watches over one connection, and meanwhile holds over another what
-// containers would lose with their supervisor. It ends with either, and when an
-// upgrade is due; zero: none is.
-func (h *Host) watch(ctx context.Context, f func(Exit), due time.Time) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+// watch watches over one connection, and meanwhile upgrades the supervisor, if
+// that is due, and holds over another connection what containers would lose with
+// it. It ends with either connection, and when an upgrade is due again.
+func (h *Host) watch(ctx context.Context, f func(Exit), u *upgrader) error {
+	watching, cancel := context.WithCancelCause(ctx)
 	var holding sync.WaitGroup
 	defer holding.Wait()
 	defer cancel(nil)
 	holding.Go(func() {
-		if err := h.sup.Hold(ctx); !errdefs.IsNotImplemented(err) {
-			cancel(fmt.Errorf("holding what containers would lose with their supervisor: %w", err))
+		u.upgrade(ctx, h.sup) // not to be cut off by the end of the connection that it brings about
+		if !u.due.IsZero() {
+			defer time.AfterFunc(time.Until(u.due), func() { cancel(errUpgradeDue) }).Stop()
 		}
+		err := h.sup.Hold(watching)
+		if errdefs.IsNotImplemented(err) {
+			return
+		}
+		select { // exits that are recorded are told even if it fails each time
+		case <-watching.Done():
+		case <-time.After(holdPause):
+		}
+		cancel(fmt.Errorf("holding what containers would lose with their supervisor: %w", err))
 	})
-	if !due.IsZero() {
-		defer time.AfterFunc(time.Until(due), func() { cancel(errUpgradeDue) }).Stop()
-	}
-	return h.sup.Watch(ctx, func(e supervisor.Exit) { f(Exit(e)) })
+	return h.sup.Watch(watching, func(e supervisor.Exit) { f(Exit(e)) })
 }

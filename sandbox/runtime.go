@@ -97,8 +97,8 @@ type refusedError struct {
 func (e *refusedError) Error() string { return fmt.Sprintf("%s: %s (%v)", e.command, e.output, e.err) }
 
 // ask runs one command of an OCI runtime that makes nothing.
-func ask(ctx context.Context, path string, options []string, command string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, path, append(slices.Clone(options), command)...)
+func ask(ctx context.Context, path string, options []string, command ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, path, append(slices.Clone(options), command...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
@@ -109,13 +109,13 @@ func ask(ctx context.Context, path string, options []string, command string) ([]
 	var status *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return nil, fmt.Errorf("%s %s: no answer within %v: %w", path, command, probeTimeout, ctx.Err())
+		return nil, fmt.Errorf("%s %s: no answer within %v: %w", path, command[0], probeTimeout, ctx.Err())
 	case out.over:
-		return nil, fmt.Errorf("%s %s: more than %d bytes of output", path, command, probeOutput)
+		return nil, fmt.Errorf("%s %s: more than %d bytes of output", path, command[0], probeOutput)
 	case errors.As(err, &status):
-		return nil, &refusedError{path + " " + command, strings.Join(strings.Fields(text.b.String()), " "), err}
+		return nil, &refusedError{path + " " + command[0], strings.Join(strings.Fields(text.b.String()), " "), err}
 	case err != nil:
-		return nil, fmt.Errorf("%s %s: %w", path, command, err)
+		return nil, fmt.Errorf("%s %s: %w", path, command[0], err)
 	}
 	return out.b.Bytes(), nil
 }

@@ -15,7 +15,7 @@ const (
 	// upgradePauseMax: each try holds new calls up for as long as a probe bears.
 	upgradePause    = 2 * time.Second
 	upgradePauseMax = 5 * time.Minute
-	// upgradeTimeout is for a try: the check takes 10 s at most, and nothing is watched before its end.
+	// upgradeTimeout is for a try: the check takes 10 s at most, and nothing is held before its end.
 	upgradeTimeout = 30 * time.Second
 )
 
@@ -34,10 +34,13 @@ type upgrader struct {
 	tell  func(Upgrade)
 	pause time.Duration // before the next try; 0 before the first one
 	due   time.Time     // of the next try; zero for none
+
+	replaced bool // by the last call of upgrade
 }
 
 // upgrade tries it, if it is time. What is not new is not told again.
 func (u *upgrader) upgrade(ctx context.Context, sup *supervisor.Client) {
+	u.replaced = false
 	first := u.pause == 0
 	if !first && (u.due.IsZero() || time.Now().Before(u.due)) {
 		return
@@ -46,6 +49,7 @@ func (u *upgrader) upgrade(ctx context.Context, sup *supervisor.Client) {
 	trying, cancel := context.WithTimeout(ctx, upgradeTimeout)
 	defer cancel()
 	a, err := sup.Upgrade(trying)
+	u.replaced = a.Replaced
 	later := errdefs.IsUnavailable(err)
 	switch {
 	case ctx.Err() != nil:

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/test/disk"
 	"github.com/gantry-cri/gantry/test/harness"
 )
 
@@ -100,6 +101,8 @@ func (n *node) wantSupervisor(pid int, program string) {
 func TestSupervisorUpgradedInPlace(t *testing.T) {
 	n := newNode(t)
 	first, second := n.installedSupervisor(), n.anotherSupervisor("another")
+	shared := n.runPod("shared", sharedPID)
+	init := children(t, n.SupervisorPIDs()[0])
 	p := n.runPod("pod")
 	counter := p.run("counter", counting)
 	terminal := p.run("terminal", "stty -echo; "+echo, interactive, tty)
@@ -133,6 +136,8 @@ func TestSupervisorUpgradedInPlace(t *testing.T) {
 	n.restartWith(broken)
 	n.eventually("the daemon says that the supervisor stays", func() bool { return strings.Contains(n.LogTail(200), "goes on as it is") })
 	n.wantSupervisor(pid, second)
+	kill(t, init[0])
+	n.eventually("the pod whose init has ended is not ready", func() bool { return shared.status().GetState() == runtimeapi.PodSandboxState_SANDBOX_NOTREADY })
 
 	client := terminal.attach("websocket", true)
 	client.send("a\n")
@@ -149,6 +154,42 @@ func TestSupervisorUpgradedInPlace(t *testing.T) {
 		if s := c.waitExit(); s.GetExitCode() != code || s.GetMessage() != "" {
 			t.Errorf("%s: exit code %d, %q, want %d", c.name, s.GetExitCode(), s.GetMessage(), code)
 		}
+	}
+}
+
+// What the next program cannot go on with runs for ever neither in the daemon's books nor on the node.
+func TestUpgradeThatLosesAContainer(t *testing.T) {
+	n := newNode(t)
+	p := n.runPod("pod")
+	kept, lost := p.run("kept", "trap 'exit 4' TERM; while :; do usleep 20000; done"), p.run("lost", "exec sleep 1000")
+	record := filepath.Join(n.Dir, "run/supervisor/containers", lost.id, "container.json")
+	lostPID := lost.pid()
+	program := n.anotherSupervisor("losing")
+	next := disk.HoldExecutions(t, program)
+	pid := n.SupervisorPIDs()[0]
+	restarted := make(chan struct{})
+	go func() {
+		defer close(restarted)
+		n.restartWith(program)
+	}()
+	next().End() // of the check
+	execution := next()
+	if err := os.WriteFile(record, []byte("{"), 0o600); err != nil { // it was read by the check
+		t.Error(err)
+	}
+	execution.End()
+	<-restarted
+	n.wantSupervisor(pid, program)
+	if s := lost.waitExit(); s.GetExitCode() != 255 || s.GetMessage() == "" {
+		t.Errorf("the one whose record is damaged: %v", s)
+	}
+	kept.stop(30)
+	if s := kept.waitExit(); s.GetExitCode() != 4 || s.GetMessage() != "" {
+		t.Errorf("the one beside it: %v", s)
+	}
+	n.eventually("its process has ended too", func() bool { return unix.Kill(lostPID, 0) == unix.ESRCH })
+	if err := os.RemoveAll(filepath.Join(n.Dir, "run/supervisor/quarantine")); err != nil {
+		t.Fatal(err)
 	}
 }
 
