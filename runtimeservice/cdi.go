@@ -1,6 +1,7 @@
 package runtimeservice
 
 import (
+	"context"
 	"maps"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -14,12 +15,12 @@ import (
 // Their rules are part of the OCI spec, and so of the device filter that the
 // OCI runtime hands to systemd: a daemon-reload does not take them away, as it
 // does those that are written to the cgroup behind the runtime's back.
-func (s *containers) cdiDevices(cc *runtimeapi.ContainerConfig, in *ocispec.Container) error {
+func (s *containers) cdiDevices(ctx context.Context, cc *runtimeapi.ContainerConfig, in *ocispec.Container) error {
 	names, err := ocispec.CDIDevices(cc)
 	if err != nil || len(names) == 0 {
 		return err
 	}
-	edits, err := s.cdi.Edits(names)
+	edits, err := s.host.Paths().CDIEdits(ctx, s.cfg.CDISpecDirs, names)
 	if err != nil {
 		return err
 	}

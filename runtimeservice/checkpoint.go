@@ -91,7 +91,7 @@ func (s *containers) checkpoint(ctx context.Context, c *container, location stri
 		}
 		return err
 	}
-	files, err := s.describe(c)
+	files, err := s.describe(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ type checkpointedMount struct {
 }
 
 // describe is the archive's files that say what the container is.
-func (s *containers) describe(c *container) (map[string]any, error) {
+func (s *containers) describe(ctx context.Context, c *container) (map[string]any, error) {
 	spec, err := s.host.ReadBundle(c.id)
 	if err != nil {
 		return nil, err
@@ -184,30 +184,34 @@ func (s *containers) describe(c *container) (map[string]any, error) {
 			Runtime: filepath.Base(c.runtime.Path), Created: time.Unix(0, c.createdAt).UTC(), Checkpointed: time.Unix(0, s.index.now()).UTC(),
 		},
 	}
-	mounts, err := bindMounts(spec)
+	mounts, err := s.bindMounts(ctx, spec)
 	if len(mounts) > 0 {
 		files[checkpointMounts] = mounts
 	}
 	return files, err
 }
 
-func bindMounts(spec *specs.Spec) (mounts []checkpointedMount, err error) {
+func (s *containers) bindMounts(ctx context.Context, spec *specs.Spec) (mounts []checkpointedMount, err error) {
+	var binds []specs.Mount
+	var sources []string
 	for _, m := range spec.Mounts {
-		if m.Type != "bind" && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
-			continue
+		if m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind") {
+			binds, sources = append(binds, m), append(sources, m.Source)
 		}
-		var st unix.Stat_t
-		if err := unix.Stat(m.Source, &st); err != nil {
-			if errors.Is(err, unix.ENOENT) {
-				continue // it has been removed since; the container has it still
-			}
-			return nil, &os.PathError{Op: "stat", Path: m.Source, Err: err}
+	}
+	modes, err := s.host.Paths().Modes(ctx, sources)
+	if err != nil {
+		return nil, err
+	}
+	for i, m := range binds {
+		if modes[i] == 0 {
+			continue // it has been removed since; the container has it still
 		}
 		kind := "file"
-		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		if modes[i]&unix.S_IFMT == unix.S_IFDIR {
 			kind = "directory"
 		}
-		mounts = append(mounts, checkpointedMount{m.Source, m.Destination, kind, st.Mode & 0o777})
+		mounts = append(mounts, checkpointedMount{m.Source, m.Destination, kind, modes[i] & 0o777})
 	}
 	return mounts, nil
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/runtimeservice/lifecycle"
@@ -20,25 +19,6 @@ func TestSecurityOfContexts(t *testing.T) {
 		f(sc)
 		return &runtimeapi.ContainerConfig{Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: sc}}
 	}
-	t.Run("2.6-seccomp-file", func(t *testing.T) {
-		dir := t.TempDir()
-		large, fifo := filepath.Join(dir, "large"), filepath.Join(dir, "fifo")
-		if err := os.WriteFile(large, []byte(strings.Repeat(" ", maxSeccompProfile+1)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mkfifo(fifo, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s := &containers{&core{}}
-		for _, ref := range []string{large, fifo, dir, "/dev/zero", filepath.Join(dir, "missing")} {
-			_, err := s.localhostProfile(config(func(sc *runtimeapi.LinuxContainerSecurityContext) {
-				sc.Seccomp = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: ref}
-			}))
-			if !errdefs.IsInvalidArgument(err) {
-				t.Errorf("%s: %v", ref, err)
-			}
-		}
-	})
 	// An OCI runtime would follow the link, or be misled by what is no directory.
 	t.Run("CVE-2019-19921", func(t *testing.T) {
 		for _, name := range []string{"proc", "sys", "dev"} {

@@ -237,16 +237,16 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if in.Mounts, err = s.mounts(ctx, c); err != nil {
 		return nil, err
 	}
-	if err := s.devices(c.config, h, &in); err != nil {
+	if err := s.devices(ctx, c.config, h, &in); err != nil {
 		return nil, err
 	}
-	if err := s.cdiDevices(c.config, &in); err != nil {
+	if err := s.cdiDevices(ctx, c.config, &in); err != nil {
 		return nil, err
 	}
 	if in.Volumes, err = imageVolumes(img.Config, c.config, rootfs, c.pod.userns); err != nil {
 		return nil, err
 	}
-	if in.SeccompProfile, err = s.localhostProfile(c.config); err != nil {
+	if in.SeccompProfile, err = s.localhostProfile(ctx, c.config); err != nil {
 		return nil, err
 	}
 	if err := s.loadAppArmor(ctx, c.config); err != nil {
@@ -267,7 +267,7 @@ func (s *containers) buildSpec(ctx context.Context, c *container, img imageservi
 	if err := inroot.MkdirAll(rootfs, spec.Process.Cwd, 0o755, int(uid), int(gid)); err != nil {
 		return nil, fmt.Errorf("making the working directory %q: %w", spec.Process.Cwd, err)
 	}
-	if err := relabel(ctx, in.Mounts, labels.Mount); err != nil {
+	if err := relabel(ctx, in.Mounts, labels.Mount, s.host.Paths().Relabel); err != nil {
 		return nil, err
 	}
 	return spec, nil

@@ -62,12 +62,12 @@ func (p *pod) getLabels() selinux.Labels {
 // label of the container's files. Others are never touched, wherever they are
 // mounted: the kubelet knows which files are the pod's (CVE-2021-43816). All of
 // the request has been found good by now, for labels are not set back.
-func relabel(ctx context.Context, mounts []ocispec.Mount, label string) error {
+func relabel(ctx context.Context, mounts []ocispec.Mount, label string, do func(ctx context.Context, path, label string) error) error {
 	for i, m := range mounts {
 		if label == "" || !m.CRI.GetSelinuxRelabel() || m.CRI.GetImage() != nil { // an image volume is mounted with the label
 			continue
 		}
-		if err := selinux.Relabel(ctx, m.Source, label); err != nil {
+		if err := do(ctx, m.Source, label); err != nil {
 			return fmt.Errorf("mounts[%d].selinux_relabel: host_path %q: %w", i, m.CRI.GetHostPath(), err)
 		}
 	}

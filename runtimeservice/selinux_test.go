@@ -66,7 +66,7 @@ func TestSecurityOfLabels(t *testing.T) {
 	list = append(list, ocispec.Mount{CRI: &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: "i"}, SelinuxRelabel: true}, Source: filepath.Join(dir, "hosts")})
 	t.Run("CVE-2021-43816", func(t *testing.T) {
 		for _, label := range []string{"", "u:object_r:f:s0"} {
-			if err := relabel(t.Context(), list, label); err != nil {
+			if err := relabel(t.Context(), list, label, selinux.Relabel); err != nil {
 				t.Fatal(err)
 			}
 			for _, m := range list {

@@ -19,7 +19,6 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/runtimeservice/store"
 	"github.com/gantry-cri/gantry/sandbox"
-	"github.com/gantry-cri/gantry/sandbox/cdi"
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 )
 
@@ -99,7 +98,6 @@ type core struct {
 	host     *sandbox.Host
 	images   *imageservice.Service
 	networks *cni.Networks
-	cdi      *cdi.Cache
 	node     ocispec.Node
 
 	// cgroupsMu makes one of finding out which cgroups of a pod are missing and
@@ -127,7 +125,7 @@ func Open(ctx context.Context, cfg Config, host *sandbox.Host, images *imageserv
 			cfg.Handlers[i].Err = errors.Join(h.Err, fmt.Errorf("runtimes.%s.annotations: %w", h.Name, err))
 		}
 	}
-	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks, cdi: cdi.Open(cfg.CDISpecDirs)}
+	c := &core{cfg: cfg, bootID: strings.TrimSpace(string(bootID)), index: newIndex(), feed: newFeed(), host: host, images: images, networks: networks}
 	if c.node, err = nodeFacts(ctx, cfg, host); err != nil {
 		return nil, err
 	}

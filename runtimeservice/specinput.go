@@ -21,7 +21,7 @@ import (
 	"github.com/gantry-cri/gantry/runtimeservice/ocispec"
 	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/apparmor"
-	"github.com/gantry-cri/gantry/sandbox/hostdev"
+	"github.com/gantry-cri/gantry/sandbox/hostwork"
 	"github.com/gantry-cri/gantry/sandbox/inroot"
 )
 
@@ -161,21 +161,21 @@ func tooLong(p string) string {
 
 // devices finds the device nodes of the request, and for a privileged
 // container those of the whole host.
-func (s *containers) devices(cc *runtimeapi.ContainerConfig, h Handler, in *ocispec.Container) error {
+func (s *containers) devices(ctx context.Context, cc *runtimeapi.ContainerConfig, h Handler, in *ocispec.Container) error {
 	sc := cc.GetLinux().GetSecurityContext()
-	if in.AllDevices = sc.GetPrivileged() && !h.PrivilegedWithoutHostDevices; in.AllDevices {
-		all, err := hostdev.All()
-		if err != nil {
-			return err
-		}
-		in.Devices = all
+	in.AllDevices = sc.GetPrivileged() && !h.PrivilegedWithoutHostDevices
+	var asked []hostwork.Device
+	for _, d := range cc.GetDevices() {
+		asked = append(asked, hostwork.Device{HostPath: d.GetHostPath(), ContainerPath: d.GetContainerPath(), Permissions: d.GetPermissions()})
 	}
+	found, err := s.host.Paths().Devices(ctx, in.AllDevices, asked)
+	if err != nil {
+		return err
+	}
+	in.Devices, in.DeviceRules = found.All, found.Rules
 	in.DeviceSources = make(map[string]string, len(cc.GetDevices()))
 	for i, d := range cc.GetDevices() {
-		nodes, rules, err := hostdev.Devices(d.GetHostPath(), d.GetContainerPath(), d.GetPermissions())
-		if err != nil {
-			return fmt.Errorf("devices[%d]: %w", i, err)
-		}
+		nodes := found.Nodes[i]
 		if s.cfg.DeviceOwnership {
 			ownDevices(nodes, sc)
 		}
@@ -184,7 +184,6 @@ func (s *containers) devices(cc *runtimeapi.ContainerConfig, h Handler, in *ocis
 			in.DeviceSources[node.Path] = filepath.Join(d.GetHostPath(), within)
 		}
 		in.Devices = append(in.Devices, nodes...)
-		in.DeviceRules = append(in.DeviceRules, rules...)
 	}
 	return nil
 }
@@ -206,25 +205,13 @@ func ownDevices(nodes []specs.LinuxDevice, sc *runtimeapi.LinuxContainerSecurity
 }
 
 // localhostProfile reads the seccomp profile that the request names on this host, if it does.
-func (s *containers) localhostProfile(cc *runtimeapi.ContainerConfig) ([]byte, error) {
+func (s *containers) localhostProfile(ctx context.Context, cc *runtimeapi.ContainerConfig) ([]byte, error) {
 	ref, err := ocispec.SeccompPath(s.node, cc.GetLinux().GetSecurityContext())
 	if err != nil || ref == "" {
 		return nil, err
 	}
-	f, err := os.OpenFile(ref, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO must not hold us up
+	data, err := s.host.Paths().ReadFile(ctx, ref, maxSeccompProfile)
 	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("seccomp profile: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxSeccompProfile {
-		return nil, fmt.Errorf("seccomp profile %q is no regular file of at most %d bytes: %w", ref, maxSeccompProfile, errdefs.ErrInvalidArgument)
-	}
-	data := make([]byte, info.Size())
-	if _, err := f.ReadAt(data, 0); err != nil && len(data) > 0 {
 		return nil, fmt.Errorf("seccomp profile: %w", err)
 	}
 	return data, nil

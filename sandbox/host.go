@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/sandbox/hostpath"
+	"github.com/gantry-cri/gantry/sandbox/hostwork"
 	"github.com/gantry-cri/gantry/sandbox/podinit"
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
 )
@@ -37,7 +38,7 @@ type Host struct {
 	podInitRoot string
 	cgroups     cgroup.Version
 	sup         *supervisor.Client
-	paths       *hostpath.Opener
+	paths       hostwork.Paths
 }
 
 // Open prepares the directories and connects to the node's supervisor,
@@ -47,7 +48,7 @@ func Open(ctx context.Context, cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{runDir: cfg.RunDir, maxLog: cfg.MaxLog, cgroups: version, paths: hostpath.NewOpener(cfg.Supervisor, "-open")}
+	h := &Host{runDir: cfg.RunDir, maxLog: cfg.MaxLog, cgroups: version, paths: hostwork.Paths{Opener: hostpath.NewOpener(cfg.Supervisor)}}
 	for _, dir := range []string{h.podsDir(), h.containersDir(), filepath.Join(h.runDir, "runtimes")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("making the run directory: %w", err)
@@ -77,6 +78,9 @@ func (h *Host) Close() error { return h.sup.Close() }
 func (h *Host) OpenPath(ctx context.Context, path string) (*hostpath.Path, error) {
 	return h.paths.Open(ctx, path)
 }
+
+// Paths is what may be done with paths of the host, by processes of their own.
+func (h *Host) Paths() hostwork.Paths { return h.paths }
 
 // CgroupVersion is the cgroup version that the node uses.
 func (h *Host) CgroupVersion() cgroup.Version { return h.cgroups }

@@ -1,7 +1,7 @@
 // Command gantry-supervisor is the parent of a node's containers. The daemon
-// starts it and talks to it; see sandbox/supervisor. With -open it is another
-// of the daemon's processes, which opens one path and ends; see
-// sandbox/hostpath.
+// starts it and talks to it; see sandbox/supervisor. With -open and -do it is
+// another of the daemon's processes, which does one thing with paths that
+// may hang, and ends; see sandbox/hostpath and sandbox/hostwork.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/hostpath"
+	"github.com/gantry-cri/gantry/sandbox/hostwork"
 	"github.com/gantry-cri/gantry/sandbox/supervisor/server"
 )
 
@@ -38,6 +39,7 @@ func main() {
 	check := flag.Int("check", 0, "descriptor of such a handover: says whether this version understands it, and does no more")
 	printVersion := flag.Bool("version", false, "print the version")
 	open := flag.String("open", "", "path to open and pass on")
+	do := flag.String("do", "", "work on paths to do, whose result is passed on")
 	flag.Parse()
 	if *printVersion {
 		fmt.Println(version)
@@ -47,6 +49,8 @@ func main() {
 	switch {
 	case *open != "":
 		err = hostpath.Serve(*open)
+	case *do != "":
+		err = hostpath.ServeWork(*do, hostwork.Works)
 	case *check > 0:
 		err = server.Check(*dir, *check)
 	default:

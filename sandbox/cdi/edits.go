@@ -33,7 +33,7 @@ var hookEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/
 // the device: errdefs.ErrInvalidArgument for a bad name, ErrFailedPrecondition
 // for what this node does not have, ErrNotImplemented for what a spec wants and
 // Gantry does not do.
-func (c *Cache) Edits(names []string) (Edits, error) {
+func (c *Specs) Edits(names []string) (Edits, error) {
 	devices, err := c.find(names)
 	if err != nil {
 		return Edits{}, fmt.Errorf("CDI device %w", err)

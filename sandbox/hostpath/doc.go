@@ -11,6 +11,9 @@
 // descriptor on; and of those there is one for each path at a time, so that
 // retries of a request that hangs do not pile up.
 //
+// Other work on such paths is done by the same processes ([Opener.Do]); what
+// there is, package hostwork says.
+//
 // What is opened has O_PATH: it is held, and named, without a word to its file
 // system.
 package hostpath

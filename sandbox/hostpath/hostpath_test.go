@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,8 +21,14 @@ import (
 
 // The test's program is that of its Opener's processes too.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "open" {
-		if err := Serve(os.Args[2]); err != nil {
+	if len(os.Args) == 3 && (os.Args[1] == "-open" || os.Args[1] == "-do") {
+		var err error
+		if os.Args[1] == "-open" {
+			err = Serve(os.Args[2])
+		} else {
+			err = ServeWork(os.Args[2], works)
+		}
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -31,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 func newOpener(t *testing.T) *Opener {
-	o := NewOpener("/proc/self/exe", "open")
+	o := NewOpener("/proc/self/exe")
 	t.Cleanup(func() {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -163,16 +171,16 @@ func TestHangs(t *testing.T) {
 		t.Errorf("%d processes for two paths", len(o.under))
 	}
 	for i := len(o.under); i < maxHung; i++ {
-		o.under[fmt.Sprint(i)] = nil
+		o.under[job{of: fmt.Sprint(i)}] = nil
 	}
 	o.mu.Unlock()
 	if _, err := o.Open(t.Context(), filepath.Join(t.TempDir(), "x")); !errdefs.IsUnavailable(err) {
 		t.Errorf("with %d processes: %v", maxHung, err)
 	}
 	o.mu.Lock()
-	for path, op := range o.under {
+	for j, op := range o.under {
 		if op == nil {
-			delete(o.under, path)
+			delete(o.under, j)
 		}
 	}
 	o.mu.Unlock()
@@ -186,4 +194,54 @@ func TestHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = p.Close()
+}
+
+var works = map[string]Work{
+	"read":    NewWork(func(path string) (string, error) { data, err := os.ReadFile(path); return string(data), err }),
+	"refuse":  NewWork(func(text string) (int, error) { return 0, fmt.Errorf("%s: %w", text, errdefs.ErrInvalidArgument) }),
+	"unusual": NewWork(func(n int) (string, error) { return strings.Repeat("x", n), nil }),
+}
+
+func TestDo(t *testing.T) {
+	o := newOpener(t)
+	var got string
+	if err := o.Do(t.Context(), "unusual", 1<<20, &got); err != nil || len(got) != 1<<20 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if err := o.Do(t.Context(), "refuse", "no", nil); !errdefs.IsInvalidArgument(err) || err.Error() != "no: invalid argument" {
+		t.Errorf("refused with %v", err)
+	}
+	if err := o.Do(t.Context(), "read", "/no/such/file", &got); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := o.Do(t.Context(), "unknown", "", &got); err == nil {
+		t.Error("unknown work is done")
+	}
+	d := disk.NewHanging(t)
+	d.Hang()
+	file := filepath.Join(d.Dir, "sub/file")
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		d.AwaitHung(1)
+		cancel()
+	}()
+	if err := o.Do(ctx, "read", file, &got); !errors.Is(err, context.Canceled) {
+		t.Errorf("read with %v", err)
+	}
+	for range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := o.Do(ctx, "read", file, &got); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("read with %v", err)
+		}
+		cancel()
+	}
+	o.mu.Lock()
+	if len(o.under) != 1 {
+		t.Errorf("processes %v, want one", o.under)
+	}
+	o.mu.Unlock()
+	d.Resume()
+	if err := o.Do(t.Context(), "read", file, &got); err != nil || got != "content\n" {
+		t.Errorf("%q, %v", got, err)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,21 +27,25 @@ const (
 	maxHung = 128
 )
 
-// Opener opens paths. It is safe for concurrent use.
+// Opener opens paths, and does other work with them. It is safe for concurrent use.
 type Opener struct {
-	command []string // of a process that calls [Serve], the path being its last argument
+	command string // of its processes
 
 	mu    sync.Mutex
-	under map[string]*opening // by path, guarded by mu
+	under map[job]*opening // guarded by mu
 }
 
-// NewOpener returns an Opener whose processes run the command, with the path
-// as one more argument and a socket for [Serve] as descriptor [Socket].
-func NewOpener(command ...string) *Opener {
-	return &Opener{command: command, under: make(map[string]*opening)}
+// job is what a process is to do: it is its arguments.
+type job struct{ kind, of string }
+
+// NewOpener returns an Opener whose processes run the command with the
+// arguments -open and a path, and call [Serve] with that, or -do and a text,
+// which is for [ServeWork]; and with a socket as descriptor [Socket].
+func NewOpener(command string) *Opener {
+	return &Opener{command: command, under: make(map[job]*opening)}
 }
 
-// opening is a process that opens a path.
+// opening is a process that does a job.
 type opening struct {
 	process *os.Process
 	ended   chan struct{} // closed when it has ended
@@ -61,50 +66,60 @@ func (o *Opener) Open(ctx context.Context, path string) (*Path, error) {
 		if p, err := cached(path); err == nil {
 			return p, nil
 		}
-		op, ours, err := o.begin(path)
+		file, ours, err := o.try(ctx, job{"-open", path}, "opening "+path)
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case <-op.ended:
-		case <-ctx.Done():
-			if ours {
-				o.abandon(op)
-			}
-			return nil, fmt.Errorf("opening %s: its file system does not answer: %w", path, context.Cause(ctx))
-		}
-		if ours && op.err != nil {
-			return nil, op.err
-		}
 		if ours {
-			return newPath(path, op.file)
+			return newPath(path, file)
 		}
 	}
 }
 
-// begin returns the process that opens path, and whether the caller has started it.
-func (o *Opener) begin(path string) (op *opening, ours bool, err error) {
+// try waits for the end of the process that does a job. If there was none it
+// is ours, and with it the file that it passes. what it does begins errors.
+func (o *Opener) try(ctx context.Context, j job, what string) (file *os.File, ours bool, err error) {
+	op, ours, err := o.begin(j)
+	if err != nil {
+		return nil, false, fmt.Errorf("%s: %w", what, err)
+	}
+	select {
+	case <-op.ended:
+	case <-ctx.Done():
+		if ours {
+			o.abandon(op)
+		}
+		return nil, false, fmt.Errorf("%s: its file system does not answer: %w", what, context.Cause(ctx))
+	}
+	if !ours {
+		return nil, false, nil
+	}
+	return op.file, true, op.err
+}
+
+// begin returns the process that does a job, and whether the caller has started it.
+func (o *Opener) begin(j job) (op *opening, ours bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if op := o.under[path]; op != nil {
+	if op := o.under[j]; op != nil {
 		return op, false, nil
 	}
 	if len(o.under) >= maxHung {
-		return nil, false, fmt.Errorf("opening %s: %d other paths are being opened, whose file systems do not answer: %w", path, len(o.under), errdefs.ErrUnavailable)
+		return nil, false, fmt.Errorf("%d other paths are being opened, whose file systems do not answer: %w", len(o.under), errdefs.ErrUnavailable)
 	}
-	op, socket, cmd, err := o.start(path)
+	op, socket, cmd, err := o.start(j)
 	if err != nil {
-		return nil, false, fmt.Errorf("opening %s: %w", path, err)
+		return nil, false, err
 	}
-	o.under[path] = op
-	go o.finish(path, op, socket, cmd)
+	o.under[j] = op
+	go o.finish(j, op, socket, cmd)
 	return op, true, nil
 }
 
 // Socket is the descriptor on which a process of the Opener passes its result.
 const Socket = 3
 
-func (o *Opener) start(path string) (*opening, *net.UnixConn, *exec.Cmd, error) {
+func (o *Opener) start(j job) (*opening, *net.UnixConn, *exec.Cmd, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, nil, os.NewSyscallError("socketpair", err)
@@ -116,7 +131,7 @@ func (o *Opener) start(path string) (*opening, *net.UnixConn, *exec.Cmd, error) 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	cmd := exec.Command(o.command[0], append(o.command[1:len(o.command):len(o.command)], path)...)
+	cmd := exec.Command(o.command, j.kind, j.of)
 	cmd.Dir, cmd.Env, cmd.ExtraFiles = "/", []string{}, []*os.File{theirs}
 	if err := cmd.Start(); err != nil {
 		_ = conn.Close()
@@ -146,7 +161,7 @@ func (op *opening) drop() {
 
 // finish takes the result. The end of the process, however it ends, is seen by
 // the end of its socket, for which no thread waits.
-func (o *Opener) finish(path string, op *opening, conn *net.UnixConn, cmd *exec.Cmd) {
+func (o *Opener) finish(j job, op *opening, conn *net.UnixConn, cmd *exec.Cmd) {
 	op.file, op.err = receive(conn)
 	_ = conn.Close()
 	if err := cmd.Wait(); err != nil && op.err == nil {
@@ -154,21 +169,48 @@ func (o *Opener) finish(path string, op *opening, conn *net.UnixConn, cmd *exec.
 		op.file, op.err = nil, err
 	}
 	if errors.Is(op.err, io.EOF) {
-		op.err = fmt.Errorf("opening %s: %s ended without a result: %v", path, o.command[0], cmd.ProcessState)
+		op.err = fmt.Errorf("opening %s: %s ended without a result: %v", j.of, o.command, cmd.ProcessState)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	delete(o.under, path)
+	delete(o.under, j)
 	close(op.ended)
 	if op.abandoned {
 		op.drop()
 	}
 }
 
-// answer is what a process says: of a success only the descriptor counts.
-type answer struct {
-	Op, Path string
-	Errno    int
+// failure is what a process says that does not pass a file: an error's text, and what [errors.Is] finds in it.
+type failure struct {
+	Text  string
+	Kind  int // in kinds, -1 for none
+	Errno syscall.Errno
+}
+
+var kinds = []error{errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrNotImplemented, errdefs.ErrNotFound}
+
+const maxText = 4 << 10 // of an error, in bytes
+
+func newFailure(err error) failure {
+	f := failure{Text: err.Error(), Kind: slices.IndexFunc(kinds, func(kind error) bool { return errors.Is(err, kind) })}
+	if len(f.Text) > maxText {
+		f.Text = f.Text[:maxText]
+	}
+	_ = errors.As(err, &f.Errno)
+	return f
+}
+
+func (f failure) Error() string { return f.Text }
+
+// Unwrap returns what the error was, as far as it crosses the socket.
+func (f failure) Unwrap() (list []error) {
+	if f.Kind >= 0 && f.Kind < len(kinds) {
+		list = append(list, kinds[f.Kind])
+	}
+	if f.Errno != 0 {
+		list = append(list, f.Errno)
+	}
+	return list
 }
 
 func receive(conn *net.UnixConn) (*os.File, error) {
@@ -185,31 +227,26 @@ func receive(conn *net.UnixConn) (*os.File, error) {
 			return os.NewFile(uintptr(fds[0]), "opened"), nil
 		}
 	}
-	var a answer
-	if err := json.Unmarshal(data[:n], &a); err != nil {
+	var f failure
+	if err := json.Unmarshal(data[:n], &f); err != nil {
 		return nil, fmt.Errorf("reading what was opened: %w", err)
 	}
-	return nil, &fs.PathError{Op: a.Op, Path: a.Path, Err: syscall.Errno(a.Errno)}
+	return nil, f
 }
 
 // Serve is the process of an [Opener]: it opens path and passes the descriptor, or the error, on.
-func Serve(path string) error {
-	var rights []byte
-	var a answer
-	fd, err := open(path)
+func Serve(path string) error { return pass(open(path)) }
+
+// pass sends a descriptor, or the error, to the Opener.
+func pass(fd int, err error) error {
 	if err == nil {
-		rights = unix.UnixRights(fd)
-	} else if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
-		a.Op, a.Path = pe.Op, pe.Path
-		errno := syscall.EIO
-		_ = errors.As(err, &errno)
-		a.Errno = int(errno)
+		return unix.Sendmsg(Socket, []byte("{}"), unix.UnixRights(fd), nil, 0)
 	}
-	data, err := json.Marshal(a)
+	data, err := json.Marshal(newFailure(err))
 	if err != nil {
 		return err
 	}
-	return unix.Sendmsg(Socket, data, rights, nil, 0)
+	return unix.Sendmsg(Socket, data, nil, nil, 0)
 }
 
 func open(path string) (fd int, err error) {

@@ -22,8 +22,8 @@ const module = "github.com/gantry-cri/gantry"
 // and all below it. Inside one top-level folder everything may import everything that Go's internal folders let it,
 // but the packages in pure. Of outside modules those are listed that have one home; the others are free.
 const policy = `
-	sandbox, sandbox/apparmor, sandbox/cdi, sandbox/cgroup, sandbox/inroot, sandbox/hostdev, sandbox/rollback, sandbox/selinux, sandbox/supervisor, imageservice, cni < runtimeservice
-	sandbox/hostpath, sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
+	sandbox, sandbox/apparmor, sandbox/cgroup, sandbox/hostwork, sandbox/inroot, sandbox/rollback, sandbox/selinux, sandbox/supervisor, imageservice, cni < runtimeservice
+	sandbox/hostpath, sandbox/hostwork, sandbox/supervisor, sandbox/supervisor/... < cmd/gantry-supervisor
 	cri, cri/streaming, cri/transfer, runtimeservice, imageservice, sandbox, sandbox/..., cni < cmd/gantry
 	cmd/gantry/config < cmd/gantry
 	runtimeservice/ocispec < cmd/gantry/config

@@ -144,6 +144,60 @@ func TestHangingVolumeAtStart(t *testing.T) {
 	}
 }
 
+// So is a container whose devices, seccomp profile, or CDI devices' files are there.
+func TestHangingFiles(t *testing.T) {
+	d := disk.NewHanging(t)
+	specs := t.TempDir()
+	spec := fmt.Sprintf(`{"cdiVersion": "0.7.0", "kind": "v.x/c", "devices": [{"name": "d", "containerEdits":
+{"mounts": [{"hostPath": %q, "containerPath": "/driver", "options": ["ro"]}]}}]}`, filepath.Join(d.Dir, "sub"))
+	if err := os.WriteFile(filepath.Join(specs, "spec.json"), []byte(spec), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n := configured(t, fmt.Sprintf("cdi_spec_dirs = [%q]\n", specs))
+	beside, p := n.bystander(), n.runPod("pod")
+	file := filepath.Join(d.Dir, "sub/file")
+	profile := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: file}
+	configs := map[string]*runtimeapi.ContainerConfig{
+		"seccomp": p.containerConfig("seccomp", forever, security(func(sc *runtimeapi.LinuxContainerSecurityContext) { sc.Seccomp = profile })),
+		"device": p.containerConfig("device", forever, func(c *runtimeapi.ContainerConfig) {
+			c.Devices = []*runtimeapi.Device{{HostPath: file, ContainerPath: "/dev/x", Permissions: "r"}}
+		}),
+		"cdi": p.containerConfig("cdi", "cat /driver/file", cdi("v.x/c=d")),
+	}
+	hang := func(when string) {
+		for name, config := range configs {
+			_, err := n.Runtime.CreateContainer(n.within(giveUp), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+			n.wantHang(name+" "+when, err)
+		}
+	}
+	d.Hang()
+	hang("at first")
+	hang("again")
+	beside.served("while files hang")
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.StartDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hang("after a start")
+	beside.served("after a start while files hang")
+	d.Resume()
+	for _, name := range []string{"seccomp", "device"} { // neither is one
+		_, err := p.tryCreate(configs[name])
+		wantError(t, err, codes.InvalidArgument, file)
+	}
+	id, err := p.tryCreate(configs["cdi"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &container{pod: p, id: id, name: "cdi"}
+	c.start()
+	if c.waitExit(); c.logged("stdout") != "content\n" {
+		t.Errorf("the driver has %q", c.logged("stdout"))
+	}
+}
+
 // A log on a file system that hangs holds up its container's start alone. A supervisor that is killed meanwhile, and
 // cannot end, is followed by one that goes on with all others; also when a container writes to such a log.
 func TestHangingLog(t *testing.T) {

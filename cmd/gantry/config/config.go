@@ -35,7 +35,7 @@ type Config struct {
 	MaxCheckpoint   Size   `toml:"max_checkpoint" comment:"What CheckpointContainer may write for one container, such as \"4GiB\"; \"0\" refuses it. It takes CRIU and an OCI runtime that was built with it."`
 	LogLevel        int    `toml:"log_level" comment:"0 what an operator must see, 2 state changes, 4 steps, 5 and more for developers."`
 
-	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read anew when they change; a later one goes before an earlier one."`
+	CDISpecDirs        []string `toml:"cdi_spec_dirs" comment:"Directories with CDI specs: what drivers want containers to get with a device. Read for each container that wants one; a later one goes before an earlier one."`
 	RegistryConfigDirs []string `toml:"registry_config_dirs" comment:"Directories with a hosts.toml per registry, as containerd's certs.d; the first with an entry is used."`
 
 	Logs      Logs               `toml:"logs" comment:"Logs of containers."`

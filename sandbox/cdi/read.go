@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -21,34 +20,21 @@ const (
 	maxFiles = 1024    // of one directory
 )
 
-// Cache knows the specs of some directories. It is safe for concurrent use.
-type Cache struct {
-	dirs []string
-
-	mu    sync.Mutex
-	files map[string]file // by path, as last read; guarded by mu
+// Specs are those of some directories.
+type Specs struct {
+	dirs  []string
+	files map[string]file // by path
 }
 
-// file is a spec as it was read, or why it could not be.
+// file is a spec, or why it could not be read.
 type file struct {
-	state state
-	spec  *cdispec.Spec
-	err   error
+	spec *cdispec.Spec
+	err  error
 }
 
-// state tells a file from what was written in its place.
-type state struct {
-	dev, ino     uint64
-	size         int64
-	mtime, ctime unix.Timespec
-	mode, uid    uint32
-}
-
-// Open returns a cache of the specs in dirs, which may be absent. Those in a
-// later directory go before those in an earlier one. Nothing is read yet.
-func Open(dirs []string) *Cache {
-	return &Cache{dirs: slices.Clone(dirs), files: map[string]file{}}
-}
+// Open returns the specs in dirs, which may be absent. Those in a later
+// directory go before those in an earlier one. Nothing is read yet.
+func Open(dirs []string) *Specs { return &Specs{dirs: dirs} }
 
 // device is one device and the spec that it is of.
 type device struct {
@@ -57,16 +43,13 @@ type device struct {
 	cdispec.Device
 }
 
-// find returns the devices of these names, each once, in their order. It looks
-// at the directories and reads what has changed: a driver that has just
-// written its spec is found.
-func (c *Cache) find(names []string) ([]device, error) {
+// find returns the devices of these names, each once, in their order. It reads
+// the directories: a driver that has just written its spec is found.
+func (c *Specs) find(names []string) ([]device, error) {
 	if len(names) > maxNames {
 		return nil, fmt.Errorf("%d devices, more than %d: %w", len(names), maxNames, errdefs.ErrInvalidArgument)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	list := c.refresh()
+	list := c.read()
 	var found []device
 	seen := map[string]bool{}
 	for _, full := range names {
@@ -88,7 +71,7 @@ func (c *Cache) find(names []string) ([]device, error) {
 }
 
 // lookup finds one device in the last of the directories that has it.
-func (c *Cache) lookup(list [][]string, kind, name string) (device, error) {
+func (c *Specs) lookup(list [][]string, kind, name string) (device, error) {
 	var broken []error
 	for _, paths := range slices.Backward(list) {
 		var found []device
@@ -118,28 +101,28 @@ func (c *Cache) lookup(list [][]string, kind, name string) (device, error) {
 	return device{}, fmt.Errorf("no such device in %s; is its driver installed on this node?: %w", strings.Join(c.dirs, ", "), errdefs.ErrFailedPrecondition)
 }
 
-// refresh brings files to what is on disk and returns the paths of each
-// directory. c.mu is held.
-func (c *Cache) refresh() [][]string {
+// read reads all files and returns the paths of each directory.
+func (c *Specs) read() [][]string {
 	list := make([][]string, len(c.dirs))
-	there := map[string]bool{}
+	c.files = make(map[string]file)
 	for i, dir := range c.dirs {
 		paths, err := specFiles(dir)
 		if err != nil { // is told to who asks for what the others do not have
-			c.files[dir], there[dir] = file{err: err}, true
+			c.files[dir] = file{err: err}
 			list[i] = []string{dir}
 			continue
 		}
 		for _, path := range paths {
-			if f, ok := c.load(path); ok {
-				c.files[path], there[path] = f, true
-				list[i] = append(list[i], path)
+			data, err := readFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // deleted meanwhile
 			}
-		}
-	}
-	for path := range c.files {
-		if !there[path] {
-			delete(c.files, path)
+			f := file{err: err}
+			if err == nil {
+				f.spec, f.err = parseSpec(data)
+			}
+			c.files[path] = f
+			list[i] = append(list[i], path)
 		}
 	}
 	return list
@@ -178,59 +161,32 @@ func specFiles(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// load reads a file if it is not as it was; ok is false if it has gone.
-func (c *Cache) load(path string) (f file, ok bool) {
-	var st unix.Stat_t
-	err := unix.Lstat(path, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return file{}, false
-	}
-	if err != nil {
-		return file{err: err}, true
-	}
-	now := stateOf(st)
-	if old, known := c.files[path]; known && old.state == now {
-		return old, true
-	}
-	data, read, err := readFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return file{}, false
-	}
-	f.state = now
-	if err == nil {
-		f.state = read
-		f.spec, err = parseSpec(data)
-	}
-	f.err = err
-	return f, true
-}
-
 // readFile reads a file that nobody but root can have written.
-func readFile(path string) ([]byte, state, error) {
+func readFile(path string) ([]byte, error) {
 	// Neither a link nor a FIFO may lead or hold us up.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, state{}, err
+		return nil, err
 	}
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return nil, state{}, err
+		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, state{}, errors.New("is no regular file")
+		return nil, errors.New("is no regular file")
 	}
 	if err := ownedByUs(st); err != nil {
-		return nil, state{}, err
+		return nil, err
 	}
 	if st.Size > maxSpec {
-		return nil, state{}, fmt.Errorf("has %d bytes, more than %d", st.Size, maxSpec)
+		return nil, fmt.Errorf("has %d bytes, more than %d", st.Size, maxSpec)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSpec+1))
 	if err == nil && len(data) > maxSpec {
 		err = fmt.Errorf("has more than %d bytes", maxSpec)
 	}
-	return data, stateOf(st), err
+	return data, err
 }
 
 // ownedByUs refuses what another user could write: its hooks run as root.
@@ -240,8 +196,4 @@ func ownedByUs(st unix.Stat_t) error {
 			st.Uid, st.Mode&0o7777, errdefs.ErrFailedPrecondition)
 	}
 	return nil
-}
-
-func stateOf(st unix.Stat_t) state {
-	return state{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim, mode: st.Mode, uid: st.Uid}
 }
