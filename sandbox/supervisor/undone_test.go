@@ -1,6 +1,7 @@
 package supervisor_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/supervisor"
+	"github.com/gantry-cri/gantry/test/disk"
 )
 
 // The exit code of a container is kept from its end on, also while the output of what outlives it is waited for.
@@ -83,5 +85,41 @@ func TestKilledInTheUndoOfAnExec(t *testing.T) {
 	<-done
 	if s := state(first); s == 'X' || s == 'Z' {
 		t.Error("the container has ended")
+	}
+}
+
+// A removal that has failed, of a process that could not be killed, is one over an upgrade too: the container is what it was, and its
+// end is told when it comes.
+func TestUpgradeAfterARemovalThatFailed(t *testing.T) {
+	w := newWorld(t)
+	w.watch()
+	hanging := disk.NewHanging(t)
+	req := w.bundle(func(s *specs.Spec) {
+		s.Process.Args = []string{"sh", "-c", "while :; do read x </etc/file; usleep 1000; done"}
+		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc", Type: "bind", Source: hanging.Dir, Options: []string{"bind"}})
+	})
+	pid := w.run(req)
+	hanging.Hang()
+	hanging.AwaitHung(1)
+	ctx, hangUp := context.WithCancel(w.ctx())
+	deleted := make(chan error, 1)
+	go func() { deleted <- w.client.Delete(ctx, req.ID) }()
+	w.eventually("its record says that it is removed", func() bool {
+		data, err := os.ReadFile(filepath.Join(w.dir, "supervisor/containers", req.ID, "container.json"))
+		return err == nil && strings.Contains(string(data), `"pid":0,`)
+	})
+	hangUp()
+	if err := <-deleted; err == nil {
+		t.Fatal("the removal has succeeded")
+	}
+	w.wantUpgrade("next")
+	states, err := w.client.List(w.ctx())
+	if err != nil || len(states) != 1 || states[0].PID != pid || states[0].Exit != nil {
+		t.Errorf("%+v, %v; process %d", states, err, pid)
+	}
+	hanging.Resume()
+	w.eventually("its process has ended", w.isDead(pid))
+	if e := w.exit(req.ID); e.Code != 137 || e.PID != pid || e.Reason != "" {
+		t.Errorf("exit %+v", e)
 	}
 }
