@@ -87,7 +87,7 @@ func run(ctx context.Context, o *options, tests []string) (err error) {
 		}
 		flags := []string{"--log-level", "0"}
 		if o.crun != "" {
-			unmount, e := harness.MountHugetlb()
+			unmount, e := harness.MountHugetlb(podCgroups)
 			if e != nil {
 				return e
 			}

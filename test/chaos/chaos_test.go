@@ -93,7 +93,7 @@ func (n *node) otherRuntime() string {
 		n.t.Log("no crun: all pods are of runc")
 		return ""
 	}
-	unmount, err := harness.MountHugetlb()
+	unmount, err := harness.MountHugetlb("chaos")
 	if err != nil {
 		n.t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func (c *container) info() info {
 // one that is not installed and one that hangs keep no other from running.
 func TestHandlers(t *testing.T) {
 	crun := program(t, "crun")
-	unmount, err := harness.MountHugetlb()
+	unmount, err := harness.MountHugetlb("gantrytest")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -14,8 +15,8 @@ const hugetlbMount = "/sys/fs/cgroup/hugetlb"
 
 // MountHugetlb mounts the version 1 hierarchy of the hugetlb controller where none is, until unmount is called: on
 // cgroup version 1 old crun starts no container without it. Not beside other instances, which would see it come and
-// go; and to be called before the instance is started that needs it.
-func MountHugetlb() (unmount func() error, err error) {
+// go; and to be called before the instance is started that needs it. With the mount goes the cgroup parent and all below it.
+func MountHugetlb(parent string) (unmount func() error, err error) {
 	nothing := func() error { return nil }
 	trees, err := hierarchies()
 	if err != nil {
@@ -38,6 +39,10 @@ func MountHugetlb() (unmount func() error, err error) {
 		return nil, errors.Join(err, os.Remove(hugetlbMount))
 	}
 	return func() error {
+		// The kernel keeps a hierarchy with groups, and the next test would find there what a failed one has left.
+		if err := removeCgroups(filepath.Join(hugetlbMount, parent)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("emptying %s: %w", hugetlbMount, err)
+		}
 		if err := unix.Unmount(hugetlbMount, 0); err != nil {
 			return fmt.Errorf("unmounting %s: %w", hugetlbMount, err)
 		}
