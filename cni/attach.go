@@ -175,7 +175,7 @@ func (n *Networks) del(ctx context.Context, pod, netns string) error {
 	if netns == "" {
 		netns = a.NetNS
 	}
-	if !isNamespace(netns) {
+	if !isPods(netns) {
 		netns = ""
 	}
 	err := n.delChain(ctx, pod, a, netns)
@@ -190,8 +190,11 @@ func (n *Networks) del(ctx context.Context, pod, netns string) error {
 	return nil
 }
 
-// isNamespace tells a pinned namespace from the file that its pin was on.
-func isNamespace(path string) bool {
+// isPods tells a pod's pinned namespace from the file that its pin was on, and from the node's own, whose interfaces a
+// plugin would delete.
+func isPods(path string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+	var ns, own unix.Stat_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC && unix.Stat(path, &ns) == nil &&
+		unix.Stat("/proc/thread-self/ns/net", &own) == nil && (ns.Dev != own.Dev || ns.Ino != own.Ino)
 }

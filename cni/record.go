@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"sync"
 
 	"github.com/containernetworking/cni/libcni"
@@ -102,6 +103,9 @@ func parseAttachment(pod string, data []byte, lists map[string]*libcni.NetworkCo
 	}
 	if a.Version != 1 {
 		return nil, fmt.Errorf("version %d is not known", a.Version)
+	}
+	if a.NetNS != "" && !filepath.IsAbs(a.NetNS) {
+		return nil, fmt.Errorf("netns %.200q is not an absolute path", a.NetNS)
 	}
 	if a.list = lists[a.Config]; a.list == nil {
 		list, err := parseList([]byte(a.Config))

@@ -20,7 +20,8 @@
 // the node's namespace, goes to the reaper, which deletes it in the background.
 //
 // On disk: <dir>/networks/<network>/network.json, written before the bridge is made, says which bridge it is and
-// whether it was made here; <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
+// whether it was made here. That also the kernel knows, by the group of the link: so a bridge whose record is lost is
+// removed with the rest, and one that only a record calls ours is not (own.go). <dir>/networks/<network>/leases is package ipam's journal; <dir>/ports is package nft's.
 //
 // What grows with the pods on a bridge is the kernel's own walk over the bridge's ports when one is added or comes up,
 // 0.8 µs per port and pod. Network namespaces and veths are not made ahead: the daemon makes a pod's namespace while it

@@ -247,6 +247,7 @@ func unlessAbsent(err error) error {
 type linkInfo struct {
 	name, kind         string
 	index, mtu, master int
+	group              uint32
 	up                 bool
 	mac                net.HardwareAddr
 }
@@ -328,6 +329,8 @@ func parseLink(m syscall.NetlinkMessage) (linkInfo, error) {
 			l.mtu = int(nl.NativeEndian().Uint32(a.Value))
 		case unix.IFLA_MASTER:
 			l.master = int(nl.NativeEndian().Uint32(a.Value))
+		case unix.IFLA_GROUP:
+			l.group = nl.NativeEndian().Uint32(a.Value)
 		case unix.IFLA_LINKINFO:
 			inner, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {

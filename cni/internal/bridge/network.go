@@ -78,7 +78,9 @@ func openNetwork(ctx context.Context, name, dir string) (*network, error) {
 	damage := errors.New("it is no file")
 	if err == nil && info.Mode().IsRegular() {
 		data, err = os.ReadFile(path)
-		damage = json.Unmarshal(data, &n.rec)
+		if damage = json.Unmarshal(data, &n.rec); damage == nil {
+			damage = n.rec.check()
+		}
 	}
 	if err == nil && damage != nil {
 		klog.FromContext(ctx).Error(damage, "Set aside a damaged record of a network", "path", path)
@@ -160,13 +162,17 @@ func (n *network) ensure(p *Plugin, cfg *Config) (bridgeLink, error) {
 	if err == nil && old.kind != "bridge" {
 		return bridgeLink{}, fmt.Errorf("interface %s is no bridge, set another name in network %s: %w", cfg.Bridge, n.name, errdefs.ErrFailedPrecondition)
 	}
-	if err := n.save(cfg, err != nil); err != nil {
+	if err := n.save(cfg, err != nil || p.owns(old, false)); err != nil {
 		return bridgeLink{}, err
 	}
 	if err := p.table.SetNetwork(n.name, n.rec.table()); err != nil {
 		return bridgeLink{}, err
 	}
-	br, err := cfg.makeBridge(p.host, slices.Contains(n.rec.Made, cfg.Bridge))
+	group := uint32(0)
+	if slices.Contains(n.rec.Made, cfg.Bridge) {
+		group = p.group
+	}
+	br, err := cfg.makeBridge(p.host, group)
 	if err != nil {
 		return bridgeLink{}, fmt.Errorf("making bridge %s of network %s: %w", cfg.Bridge, n.name, err)
 	}
@@ -223,9 +229,9 @@ func (c *Config) has(is4 bool) bool {
 }
 
 // makeBridge makes the bridge or takes the one that is there (of an earlier process, of another that is just as fast,
-// or the operator's), and gives it addresses, sysctls and the up flag; the MTU too if the bridge is one that was made
-// here, since a bridge whose MTU nobody set takes that of its ports, and 1500 when it has none.
-func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
+// or the operator's), and gives it addresses, sysctls and the up flag; the MTU and the group too if the bridge is one that
+// was made here, since a bridge whose MTU nobody set takes that of its ports, and 1500 when it has none. Such have a group.
+func (c *Config) makeBridge(host *rtnl, group uint32) (bridgeLink, error) {
 	mtu := c.MTU
 	if mtu == 0 {
 		mtu = uplinkMTU(host)
@@ -236,7 +242,7 @@ func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 	// up starts the timers of all ports anew.
 	noSnooping := nest(unix.IFLA_INFO_DATA, nl.NewRtAttr(nl.IFLA_BR_MCAST_SNOOPING, nl.Uint8Attr(0)))
 	errs, err := host.do(request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, false),
-		str(unix.IFLA_IFNAME, c.Bridge), nl.NewRtAttr(unix.IFLA_ADDRESS, hw),
+		str(unix.IFLA_IFNAME, c.Bridge), nl.NewRtAttr(unix.IFLA_ADDRESS, hw), u32(unix.IFLA_GROUP, group),
 		nest(unix.IFLA_LINKINFO, str(unix.IFLA_INFO_KIND, "bridge"), noSnooping)))
 	if err == nil && !errors.Is(errs[0], unix.EEXIST) {
 		err = errs[0]
@@ -255,9 +261,10 @@ func (c *Config) makeBridge(host *rtnl, own bool) (bridgeLink, error) {
 		return bridgeLink{}, err
 	}
 	up := request(unix.RTM_NEWLINK, 0, ifinfo(link.index, true))
-	if own {
+	if group != 0 {
 		link.mtu = mtu
 		up.AddData(u32(unix.IFLA_MTU, uint32(mtu)))
+		up.AddData(u32(unix.IFLA_GROUP, group)) // an earlier version has made it without
 	}
 	reqs := []*nl.NetlinkRequest{up}
 	addrs := c.gateways()

@@ -36,6 +36,7 @@ type Plugin struct {
 	sysctls       podSysctls
 	ifbPrefix     string
 	ifbs          reaper // of limits of pods that are gone
+	group         uint32 // of the bridges that were made here
 
 	allocating sync.Mutex
 
@@ -53,7 +54,7 @@ type Args struct {
 // Open reads the state of all networks from dir. The kernel is not touched before the first use.
 func Open(ctx context.Context, dir, defaultBridge, table string) (*Plugin, error) {
 	p := &Plugin{dir: dir, defaultBridge: defaultBridge, networks: map[string]*network{}}
-	p.ifbPrefix, p.ifbs.group = instance(table)
+	p.ifbPrefix, p.ifbs.group, p.group = instance(table)
 	root := filepath.Join(dir, "networks")
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, fmt.Errorf("making network directory: %w", err)

@@ -59,11 +59,12 @@ func (p *Plugin) ifbLink(pod string) string {
 	return p.ifbPrefix + hex.EncodeToString(sum[:])[:9]
 }
 
-// instance is what tells the ifbs of this instance from others': the start of their names, and the group in which they
-// are deleted. The table's name is unique on the node.
-func instance(table string) (prefix string, group uint32) {
+// instance is what tells the ifbs and bridges of this instance from others': the start of the ifbs' names, the group in
+// which they are deleted, and that of the bridges. The table's name is unique on the node.
+func instance(table string) (prefix string, ifbs, bridges uint32) {
 	sum := sha256.Sum256([]byte(table))
-	return "gi" + hex.EncodeToString(sum[:])[:4], binary.BigEndian.Uint32(sum[:]) | 1<<31 // people number theirs from 1 on
+	// People number theirs from 1 on.
+	return "gi" + hex.EncodeToString(sum[:])[:4], binary.BigEndian.Uint32(sum[:]) | owned, binary.BigEndian.Uint32(sum[4:]) | owned
 }
 
 // createShaped is the rest of create for a pod with limits. Two sends: the second needs the numbers of the first's

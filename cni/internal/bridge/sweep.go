@@ -34,7 +34,9 @@ func (p *Plugin) Sweep(ctx context.Context, live map[string]bool) error {
 		}
 	}
 	var dead []string
-	for _, bridge := range p.bridges() {
+	bridges, err := p.bridges()
+	errs = append(errs, err)
+	for _, bridge := range bridges {
 		ports, err := p.podLinks(bridge)
 		errs = append(errs, err)
 		for _, l := range ports {
@@ -61,8 +63,8 @@ func (p *Plugin) Sweep(ctx context.Context, live map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Teardown removes bridges, table and records. It refuses while a pod has an address or a host port, and to remove a
-// bridge with other links than pods' on it.
+// Teardown removes bridges, also those whose records are lost, table and records. It refuses while a pod has an address
+// or a host port, and to remove a bridge with other links than pods' on it.
 func (p *Plugin) Teardown(ctx context.Context) error {
 	if addresses, ports := p.InUse(); addresses+ports > 0 {
 		return fmt.Errorf("pods hold %d addresses and %d host ports, remove them first: %w", addresses, ports, errdefs.ErrFailedPrecondition)
@@ -72,13 +74,16 @@ func (p *Plugin) Teardown(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := n.teardown(p); err != nil {
+		if err := n.teardown(ctx, p); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		p.mu.Lock()
 		delete(p.networks, n.name)
 		p.mu.Unlock()
+	}
+	if len(errs) == 0 {
+		errs = append(errs, p.removeUnrecorded(ctx))
 	}
 	ifbs, err := p.listIFBs()
 	if err != nil {
@@ -87,40 +92,67 @@ func (p *Plugin) Teardown(ctx context.Context) error {
 	if err := deleteLinks(p.host, ifbs, p.ifbs.group); err != nil { // which the reaper has not come to
 		errs = append(errs, fmt.Errorf("deleting links %v: %w", ifbs, err))
 	}
-	if len(errs) == 0 {
-		errs = append(errs, p.table.Delete())
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
-	return errors.Join(errs...)
+	return p.table.Delete()
 }
 
-func (n *network) teardown(p *Plugin) error {
+// removeUnrecorded removes the bridges that were made here and that no network knows any more.
+func (p *Plugin) removeUnrecorded(ctx context.Context) error {
+	names, err := p.ownBridges()
+	if err != nil {
+		return err
+	}
+	for _, bridge := range names {
+		klog.FromContext(ctx).Info("Removing a bridge whose network's record is lost", "bridge", bridge)
+		if err := p.removeBridge(ctx, bridge, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeBridge removes a bridge, if it is one that was made here; recorded says that a record takes it for one.
+func (p *Plugin) removeBridge(ctx context.Context, bridge string, recorded bool) error {
+	link, err := getLink(p.host, bridge)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !p.owns(link, recorded) {
+		klog.FromContext(ctx).Error(nil, "Left a link that a network's record names, but that is no bridge made here", "link", bridge)
+		return nil
+	}
+	ports, err := listLinks(p.host, link.index)
+	if err != nil {
+		return err
+	}
+	var names []string // of pods whose namespace is on its way
+	for _, l := range ports {
+		if !isPodLink(l.name) {
+			return fmt.Errorf("bridge %s has link %s on it that is no pod's: %w", bridge, l.name, errdefs.ErrFailedPrecondition)
+		}
+		names = append(names, l.name)
+	}
+	if err := deleteLinks(p.host, names, p.ifbs.group); err != nil {
+		return fmt.Errorf("deleting links %v: %w", names, err)
+	}
+	if err := deleteLink(p.host, bridge); err != nil {
+		return fmt.Errorf("deleting bridge %s: %w", bridge, err)
+	}
+	return nil
+}
+
+func (n *network) teardown(ctx context.Context, p *Plugin) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.up = nil
 	for _, bridge := range n.rec.Made {
-		link, err := getLink(p.host, bridge)
-		if errors.Is(err, errdefs.ErrNotFound) {
-			continue
-		}
-		if err != nil {
+		if err := p.removeBridge(ctx, bridge, true); err != nil {
 			return err
-		}
-		ports, err := listLinks(p.host, link.index)
-		if err != nil {
-			return err
-		}
-		var names []string // of pods whose namespace is on its way
-		for _, l := range ports {
-			if !isPodLink(l.name) {
-				return fmt.Errorf("bridge %s has link %s on it that is no pod's: %w", bridge, l.name, errdefs.ErrFailedPrecondition)
-			}
-			names = append(names, l.name)
-		}
-		if err := deleteLinks(p.host, names, p.ifbs.group); err != nil {
-			return fmt.Errorf("deleting links %v: %w", names, err)
-		}
-		if err := deleteLink(p.host, bridge); err != nil {
-			return fmt.Errorf("deleting bridge %s: %w", bridge, err)
 		}
 	}
 	if err := n.pool.Close(); err != nil {
@@ -142,9 +174,9 @@ func (p *Plugin) all() []*network {
 	return all
 }
 
-// bridges are the names of the bridges that pods are or were on.
-func (p *Plugin) bridges() []string {
-	var names []string
+// bridges are the names of the bridges that pods are or were on. With an error there may be more.
+func (p *Plugin) bridges() ([]string, error) {
+	names, err := p.ownBridges()
 	for _, n := range p.all() {
 		n.mu.Lock()
 		names = append(names, n.rec.Made...)
@@ -154,7 +186,7 @@ func (p *Plugin) bridges() []string {
 		n.mu.Unlock()
 	}
 	slices.Sort(names)
-	return slices.Compact(names)
+	return slices.Compact(names), err
 }
 
 func (p *Plugin) podLinks(bridge string) ([]string, error) {
@@ -162,7 +194,7 @@ func (p *Plugin) podLinks(bridge string) ([]string, error) {
 	if errors.Is(err, errdefs.ErrNotFound) {
 		return nil, nil
 	}
-	if err != nil {
+	if err != nil || !p.serves(link) {
 		return nil, err
 	}
 	ports, err := listLinks(p.host, link.index)

@@ -42,6 +42,9 @@ func Open(ctx context.Context, network, path string) (*Pool, error) {
 		if err = errors.Join(err, json.Unmarshal(value, &pod)); err != nil {
 			return err
 		}
+		if addr.Zone() != "" || addr.String() != key || pod == "" { // it could not be released by its key, or is nobody's
+			return fmt.Errorf("%q is not how a lease of pod %q is written", key, pod)
+		}
 		p.hold(addr, pod)
 		return nil
 	})
