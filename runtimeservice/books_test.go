@@ -15,32 +15,34 @@ import (
 func TestKeysAfterARestart(t *testing.T) {
 	pods := []lifecycle.Pod{lifecycle.PodNotReady, lifecycle.PodReady, lifecycle.PodCreating, lifecycle.PodStopping, lifecycle.PodRemoving}
 	ctrs := []lifecycle.Container{lifecycle.ContainerExited, lifecycle.ContainerRunning, lifecycle.ContainerCreating, lifecycle.ContainerRemoving}
+	podID := func(s lifecycle.Pod) string { return fmt.Sprintf("%064x", uint8(s)) }
 	for shift := range len(pods) {
 		c := &core{index: newIndex()}
 		for i := range pods {
 			state := pods[(i+shift)%len(pods)]
-			rec := store.Pod{State: state, CreatedAt: int64(i) + math.MaxInt64/2, Config: []byte(`{"metadata":{"name":"p"}}`)}
-			if err := c.loadPod("pod-"+state.String(), rec); err != nil {
+			rec := store.Pod{State: state, CreatedAt: int64(i) + math.MaxInt64/4, Config: []byte(`{"metadata":{"name":"p"}}`)}
+			if err := c.loadPod(podID(state), rec); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i := range ctrs {
 			state := ctrs[(i+shift)%len(ctrs)]
-			rec := store.Container{State: state, Pod: "pod-ready", Config: []byte(`{"metadata":{"name":"c"}}`)}
-			if err := c.loadContainer("ctr-"+state.String(), rec); err != nil {
+			id := fmt.Sprintf("c%063x", uint8(state))
+			rec := store.Container{State: state, Pod: podID(lifecycle.PodReady), Cgroup: "/gantry/" + id, StopSignal: 15, Config: []byte(`{"metadata":{"name":"c"}}`)}
+			if err := c.loadContainer(id, rec); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if got := c.index.podKeys[podKey{name: "p"}]; got == nil || got.state != lifecycle.PodReady {
 			t.Errorf("shift %d: the pods' key belongs to %+v", shift, got)
 		}
-		if got := c.index.ctrKeys[containerKey{pod: "pod-ready", name: "c"}]; got == nil || got.state != lifecycle.ContainerRunning {
+		if got := c.index.ctrKeys[containerKey{pod: podID(lifecycle.PodReady), name: "c"}]; got == nil || got.state != lifecycle.ContainerRunning {
 			t.Errorf("shift %d: the containers' key belongs to %+v", shift, got)
 		}
 		if n, m := len(c.index.allPods()), len(c.index.allContainers(nil)); n != len(pods) || m != len(ctrs) {
 			t.Errorf("shift %d: %d pods and %d containers in the books", shift, n, m)
 		}
-		if now := c.index.now(); now <= math.MaxInt64/2+int64(len(pods))-1 {
+		if now := c.index.now(); now <= math.MaxInt64/4+int64(len(pods))-1 {
 			t.Errorf("shift %d: a new pod would be older than those of the last run", shift)
 		}
 	}

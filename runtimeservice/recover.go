@@ -80,6 +80,9 @@ func (c *core) loadPod(id string, rec store.Pod) error {
 	if err := unmarshal.Unmarshal(rec.Config, cfg); err != nil {
 		return fmt.Errorf("its config: %w", err)
 	}
+	if err := checkPod(c.node, id, rec, cfg); err != nil {
+		return err
+	}
 	own, userns, err := ownNamespaces(cfg.GetLinux().GetSecurityContext().GetNamespaceOptions())
 	if err != nil {
 		return fmt.Errorf("its config: %w", err)
@@ -106,6 +109,9 @@ func (c *core) loadContainer(id string, rec store.Container) error {
 	cfg := new(runtimeapi.ContainerConfig)
 	if err := unmarshal.Unmarshal(rec.Config, cfg); err != nil {
 		return fmt.Errorf("its config: %w", err)
+	}
+	if err := checkContainer(id, rec); err != nil {
+		return err
 	}
 	p, ok := c.index.pods[rec.Pod]
 	if !ok {

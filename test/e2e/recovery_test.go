@@ -2,10 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/sandbox/cgroup"
 	"github.com/gantry-cri/gantry/test/harness"
 )
 
@@ -231,8 +234,43 @@ func TestPodInitKilled(t *testing.T) {
 	}
 }
 
-// A damaged record costs its pod, wholly, and no other.
+// A damaged record, or one that reads well and claims what is not its pod's, costs its pod, wholly, and no other.
 func TestDamagedPodRecord(t *testing.T) {
+	t.Run("cut off", func(t *testing.T) {
+		damagedPodRecord(t, func(path string) error { return os.Truncate(path, 100) }, "unexpected end of JSON input")
+	})
+	t.Run("hostile", func(t *testing.T) {
+		victim, err := cgroup.MkdirParents("/gantrytest/victim") // which is empty, and so would be removed
+		if err != nil {
+			t.Fatal(err)
+		}
+		damagedPodRecord(t, func(path string) error {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			var env map[string]any
+			if err := json.Unmarshal(data, &env); err != nil {
+				return err
+			}
+			env["record"].(map[string]any)["cgroups"] = victim
+			if data, err = json.Marshal(env); err != nil {
+				return err
+			}
+			return os.WriteFile(path, data, 0o600)
+		}, "cgroups has")
+		for _, dir := range slices.Backward(victim) {
+			if !cgroup.Exists(dir) {
+				t.Errorf("cgroup %s was removed", dir)
+			}
+			if err := cgroup.RemoveEmpty(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func damagedPodRecord(t *testing.T, damage func(path string) error, why string) {
 	n := newNode(t)
 	good := n.runPod("good")
 	withMuch := func(c *runtimeapi.PodSandboxConfig) {
@@ -250,7 +288,7 @@ func TestDamagedPodRecord(t *testing.T) {
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Truncate(filepath.Join(n.Dir, "root/pods", damaged.id+".json"), 100); err != nil {
+	if err := damage(filepath.Join(n.Dir, "root/pods", damaged.id+".json")); err != nil {
 		t.Fatal(err)
 	}
 	if err := n.StartDaemon(context.Background()); err != nil {
@@ -269,6 +307,9 @@ func TestDamagedPodRecord(t *testing.T) {
 	aside, err := filepath.Glob(filepath.Join(n.Dir, "root/quarantine", "pods-"+damaged.id+"*"))
 	if err != nil || len(aside) != 1 {
 		t.Errorf("in quarantine: %v, %v", aside, err)
+	}
+	if log := n.LogTail(200); !strings.Contains(log, why) {
+		t.Errorf("the log does not say %q:\n%s", why, log)
 	}
 	again := n.runPod("damaged", sharedPID, withMuch) // with the same name, address and port
 	again.run("c", forever)
