@@ -182,7 +182,7 @@ func (s *Server) readRecord(id string) (r record, err error) {
 	case r.Request.ID != id:
 		return r, fmt.Errorf("container.json is of container %q", r.Request.ID)
 	}
-	return r, checkRun(&r.Request)
+	return r, r.check(s.bootID)
 }
 
 // inBackground runs f with the container's lock, which nobody else has yet. An

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -41,6 +42,43 @@ type record struct {
 	OOMKillsAbove *uint64 `json:"oomKillsAbove,omitempty"`
 	StdinPipe     uint64  `json:"stdinPipe,omitempty"`  // inode of a stdin that is to end; 0 where a FIFO is it
 	StdinEnded    bool    `json:"stdinEnded,omitempty"` // by a session; nobody may open it again
+}
+
+// check refuses a record that reads well and would have others killed than the container's processes.
+func (r *record) check(bootID string) error {
+	if r.PID < 0 || r.PID == 1 {
+		return fmt.Errorf("pid %d is no container's", r.PID)
+	}
+	if err := checkRun(&r.Request); err != nil {
+		return err
+	}
+	files := r.Request.CgroupProcs
+	if r.PID == 0 || r.BootID != bootID || len(files) == 0 {
+		return nil
+	}
+	for range 2 { // it may end meanwhile
+		if s, err := readStat(r.PID); notNow(err) {
+			return err
+		} else if err != nil || s.startTime != r.StartTime || s.state == 'Z' {
+			return nil
+		}
+		pids, err := cgroupPIDs(files)
+		if notNow(err) {
+			return err
+		}
+		if slices.Contains(pids, r.PID) {
+			return nil
+		}
+	}
+	return fmt.Errorf("pid %d is in none of the container's cgroups", r.PID)
+}
+
+// checkExit refuses what reads well and is not the end of container id.
+func checkExit(e *supervisor.Exit, id string) error {
+	if year := e.At.Year(); e.ID != id || e.Code < 0 || e.Code > 255 || year < 1970 || year > 2200 {
+		return fmt.Errorf("id %q, code %d, at %v is no end of container %s", e.ID, e.Code, e.At, id)
+	}
+	return nil
 }
 
 // writeFile replaces dir/name in one step. It is not synced: what is here is
@@ -94,8 +132,8 @@ func writeExit(dir string, exit supervisor.Exit) error {
 // readExit reads what either has written; an error: neither has, or it cannot be read now.
 func (c *container) readExit() (exit supervisor.Exit, err error) {
 	for _, name := range []string{exitFile, exitFile + ".new"} {
-		if err = readFile(c.dir, name, &exit); err == nil && exit.ID != c.id {
-			err = fmt.Errorf("%s is of container %q", name, exit.ID)
+		if err = readFile(c.dir, name, &exit); err == nil {
+			err = checkExit(&exit, c.id)
 		}
 		if err == nil || notNow(err) {
 			break
@@ -179,8 +217,12 @@ func checkRun(r *supervisor.RunRequest) error {
 		return fmt.Errorf("container %s: largest size %d of the log is negative: %w", r.ID, r.LogMax, errdefs.ErrInvalidArgument)
 	}
 	for _, p := range r.CgroupProcs {
-		if !filepath.IsAbs(p) || filepath.Base(p) != "cgroup.procs" {
+		if !filepath.IsAbs(p) || filepath.Clean(p) != p || filepath.Base(p) != "cgroup.procs" {
 			return fmt.Errorf("container %s: %q is not the path of a cgroup.procs: %w", r.ID, p, errdefs.ErrInvalidArgument)
+		}
+		// All that is in it is killed with the container. Its name is the container's; systemd's driver has more in it.
+		if name := filepath.Base(filepath.Dir(p)); name != r.ID && name != "gantry-"+r.ID+".scope" {
+			return fmt.Errorf("container %s: cgroup %q is not named after it: %w", r.ID, filepath.Dir(p), errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
