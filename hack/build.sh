@@ -16,13 +16,16 @@ product() {
 	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags "-s -w -X main.version=$version" -o "${GANTRY_TEST_BIN:-bin}/" ./cmd/...
 }
 
-# tool NAME VERSION: built anew only when its version or Go's has changed; the stamp beside it says which it was.
+# tool NAME VERSION: built anew only when its version or Go's has changed; the stamp beside it says which it was, and is
+# locked, as stages of hack/test.sh want the same tool at once.
 tool() {
 	local name=$1 version=$2 want
 	want="$version $(go env GOVERSION)"
+	mkdir -p bin
+	exec {stamp}>>"bin/.$name"
+	flock "$stamp"
 	[[ -x bin/$name && $(cat "bin/.$name" 2>/dev/null) == "$want" ]] && return
 	echo "building $name $version"
-	mkdir -p bin
 	"build_$name" "$version"
 	echo "$want" >"bin/.$name"
 }

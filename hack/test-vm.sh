@@ -108,7 +108,7 @@ boot() {
 	truncate -s 6G "$tmp/scratch"
 	mke2fs -q -F -t ext4 -O ^has_journal -E lazy_itable_init=1,nodiscard "$tmp/scratch"
 	truncate -s 256M "$tmp/out"
-	timeout "$limit" qemu-system-x86_64 -M pc -accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off" \
+	timeout --foreground "$limit" qemu-system-x86_64 -M pc -accel "tcg,thread=multi" -cpu "max,la57=off,erms=off,fsrm=off" \
 		-smp 2 -m 4096 -kernel "/boot/vmlinuz-$kernel" -initrd "$tmp/initrd" \
 		-append "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off cgroup_no_v1=all no_timer_check tsc=reliable rcupdate.rcu_expedited=1 init_on_alloc=0$append" \
 		-fw_cfg "name=opt/tests,file=$tmp/script" \
