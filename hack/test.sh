@@ -28,7 +28,8 @@ source hack/lib.sh
 umask 022 # as the daemon's and the supervisor's
 
 lint() { hack/lint.sh; }
-unit() { go list ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/chaos$' -e '/test/reset$' | xargs hack/gotest.sh -race -timeout=10m; }
+# The longest packages first; three at once, for they wait too.
+unit() { go list ./sandbox/supervisor ./test/unpack ./... | grep -v -e '/test/e2e$' -e '/test/network$' -e '/test/crash$' -e '/test/critest$' -e '/test/kubelet$' -e '/test/chaos$' -e '/test/reset$' | xargs hack/gotest.sh -race -p=3 -timeout=10m; }
 e2e() {
 	local failed=0
 	hack/gotest.sh -count=1 -timeout=10m -exec="$PWD/hack/halves.sh" ./test/e2e ./test/network || failed=1
