@@ -18,9 +18,8 @@ done
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-: >"$tmp/held"
 go test "${flags[@]}" "${packages[@]}" 2>&1 </dev/null | tee "$tmp/out" |
-	awk -v file="$tmp/held" '/^ *--- FAIL: /{held = 1} /^ok  \t/{held = 0} held {print >file; next} {print; fflush()}' && exit
+	sed -u -e '/^ *--- FAIL: /,/^ok  \t/{/^ok  \t/!{' -e "w $tmp/held" -e 'd' -e '}}' && exit # Debian's awk waits for 4 KiB
 
 # again PACKAGE TEST: a test that is skipped, or is not there, has not passed.
 again() {
