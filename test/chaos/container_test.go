@@ -165,7 +165,12 @@ func (w *worker) start(c *container) error {
 			c.undone++
 		}
 		return err
-	}, started, true)
+	}, started, true, codes.FailedPrecondition)
+	if errors.As(err, new(refusal)) && c.undone > 1 { // one before, whose answer was lost, came to its end after we had looked
+		if done, lerr := started(); done || lerr != nil {
+			err = lerr
+		}
+	}
 	if err != nil {
 		return err
 	}
