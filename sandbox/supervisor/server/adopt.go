@@ -305,6 +305,9 @@ func (c *container) adoptOutput(left map[logcopy.Key]*logcopy.Leftover, alive bo
 		}
 	}
 	for _, name := range []string{"stdout", "stderr"} {
+		c.file.Owe(left[logcopy.Key{ID: c.id, Stream: name}])
+	}
+	for _, name := range []string{"stdout", "stderr"} {
 		key := logcopy.Key{ID: c.id, Stream: name}
 		l := left[key]
 		delete(left, key)

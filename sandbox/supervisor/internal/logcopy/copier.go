@@ -60,6 +60,7 @@ func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite
 	if key.Stream == streams[1] {
 		c.stream = 1
 	}
+	file.Owe(left)
 	go c.run()
 	return c, nil
 }
@@ -69,6 +70,7 @@ func Start(src *os.File, key Key, file *File, pool *Pool, left *Leftover, finite
 func (l *Leftover) Flush(key Key, file *File, pool *Pool, log *slog.Logger) {
 	c := &Copier{id: key.ID, file: file, pool: pool, left: l, log: log, stream: l.slot.h.stream & 1, done: make(chan struct{})}
 	c.detour.over = make(chan struct{}, 1)
+	file.Owe(l)
 	go func() {
 		defer close(c.done)
 		pool.gate.Enter()
@@ -88,13 +90,10 @@ func (c *Copier) adopt() {
 	}
 	c.left = nil
 	c.detour.begin(c.bypass)
-	err := c.file.recover(l.cut)
+	c.file.lock()
+	c.file.settle()
+	c.file.unlock()
 	c.detour.end(c.src)
-	if err != nil {
-		c.log.Warn("Log may have a torn line", "container", c.id, "err", err)
-	}
-	_, a, b := l.slot.get()
-	l.slot.set(filled, a, b)
 	c.slot = l.slot
 	if last := l.slot.h.last; last > 0 {
 		c.last = time.Unix(0, last)

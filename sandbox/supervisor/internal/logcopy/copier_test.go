@@ -254,6 +254,32 @@ func TestRecoverRotated(t *testing.T) {
 	}
 }
 
+// What the write of one stream has torn is cut off before the other stream writes, which would be cut off with it.
+func TestRecoverOtherStream(t *testing.T) {
+	r := newRig(t)
+	s, err := r.pool.get("c", 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(s.raw, "x\n")
+	s.h.dev, s.h.ino = r.file.out.dev, r.file.out.ino
+	s.set(writing, 0, 2)
+	_, _ = unix.Write(r.file.out.fd, []byte("torn"))
+	found, _, _ := r.pool.Recover()
+	left := found[Key{"c", "stderr"}]
+	r.file.Owe(left)
+	r.start(nil)
+	_, _ = r.w.WriteString("out\n")
+	r.end()
+	if state, _, _ := left.slot.get(); state != filled {
+		t.Error("the next supervisor would cut off what was written since")
+	}
+	left.Flush(Key{"c", "stderr"}, r.file, r.pool, slog.New(slog.DiscardHandler))
+	if got := r.log(); got != "F out\nF x\n" {
+		t.Errorf("log %q", got)
+	}
+}
+
 func TestRecoverDamaged(t *testing.T) {
 	r := newRig(t)
 	dir := filepath.Join(r.dir, "staging")

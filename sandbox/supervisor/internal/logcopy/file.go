@@ -44,7 +44,8 @@ type File struct {
 	opening bool       // by OpenLater, which holds writing and reopening
 	closed  bool
 	out     output
-	busy    int // the descriptor that is written to, -1 for none; its writer closes it if it is not out's any more
+	owed    []*Leftover // see Owe
+	busy    int         // the descriptor that is written to, -1 for none; its writer closes it if it is not out's any more
 	failing error
 	retry   time.Time // of what fails
 	fullAt  int64     // the size at which it was full; 0 if it is not

@@ -3,16 +3,42 @@ package logcopy
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
+// Owe has the file first undo the write that left was in, if it was in one,
+// before anything is written: whatever is behind that would be cut off with it.
+// So all that is left of a container's streams is owed before the first is started.
+func (f *File) Owe(left *Leftover) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if left != nil && !slices.Contains(f.owed, left) {
+		f.owed = append(f.owed, left)
+	}
+}
+
+// settle undoes what is owed; f is locked.
+func (f *File) settle() {
+	f.mu.Lock()
+	owed := f.owed
+	f.owed = nil
+	f.mu.Unlock()
+	for _, l := range owed {
+		if err := f.recover(l.cut); err != nil {
+			f.log.Warn("Log may have a torn line", "err", err)
+		}
+		l.cut.size = -1 // done, be it owed again
+		_, a, b := l.slot.get()
+		l.slot.set(filled, a, b) // at once: the next supervisor would cut off what is written from here on
+	}
+}
+
 // recover cuts the file of a write that a predecessor could not finish back to
 // what it was before. It may have been renamed since, for a rotation that
-// was to be followed by a Reopen.
+// was to be followed by a Reopen. f is locked.
 func (f *File) recover(c cut) error {
-	f.lock()
-	defer f.unlock()
 	if f.out.fd < 0 || c.size < 0 {
 		return nil
 	}

@@ -34,6 +34,7 @@ func (f *File) refuses(now time.Time) error {
 func (f *File) write(s *slot, lines []byte, a, b int) (kept int, err error) {
 	f.lock()
 	defer f.unlock()
+	f.settle()
 	f.mu.Lock()
 	out := f.out
 	f.busy = out.fd
