@@ -3,10 +3,12 @@ package chaos
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing/iotest"
 	"time"
@@ -27,15 +29,24 @@ func (w *worker) attach(c *container, argument uint32) error {
 		if err != nil {
 			return err
 		}
-		err = attached(ctx, resp.GetUrl(), stdin, fmt.Sprint(argument))
-		if err != nil && ctx.Err() != nil {
-			return status.FromContextError(ctx.Err()).Err()
-		}
-		if err != nil && w.faults.explain(sent) {
-			return status.Error(codes.Unavailable, err.Error())
-		}
-		return err
+		return w.streamed(ctx, sent, attached(ctx, resp.GetUrl(), stdin, fmt.Sprint(argument)))
 	})
+}
+
+// streamed makes the error of a session that of a request.
+func (w *worker) streamed(ctx context.Context, sent time.Time, err error) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		<-ctx.Done() // the socket's timer was faster, of the same deadline
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return status.FromContextError(ctx.Err()).Err()
+	case w.faults.explain(sent):
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return err
 }
 
 const (
@@ -89,14 +100,7 @@ func (w *worker) forward() error {
 		if err != nil {
 			return err
 		}
-		err = forwarded(ctx, resp.GetUrl())
-		if err != nil && ctx.Err() != nil {
-			return status.FromContextError(ctx.Err()).Err()
-		}
-		if err != nil && w.faults.explain(sent) {
-			return status.Error(codes.Unavailable, err.Error())
-		}
-		return err
+		return w.streamed(ctx, sent, forwarded(ctx, resp.GetUrl()))
 	})
 }
 
