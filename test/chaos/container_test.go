@@ -347,6 +347,9 @@ func (w *worker) stop(c *container) error {
 	if c.plan.timeout < patient || w.lostTerminal(c) {
 		c.may(exitKilled)
 	}
+	if c.undone > 0 { // and it was that start that said it is ready, before this one's trap
+		c.may(exitKilled, exitDefault)
+	}
 	err := w.until("StopContainer", func(ctx context.Context) error {
 		_, err := w.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: c.plan.timeout})
 		return err

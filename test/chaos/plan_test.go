@@ -105,6 +105,8 @@ const (
 	exitInit   = 2 // asked to stop when it was runc's init still: what Go makes of a signal that the kernel keeps from a first process
 	exitTerm   = 3 // asked to stop
 	exitKilled = 137
+	// exitDefault: asked to stop without a trap for it, and another is the first process.
+	exitDefault = 143
 )
 
 const slowLine = 20 * time.Millisecond
