@@ -341,14 +341,13 @@ func (w *worker) await(c *container) error {
 
 func (w *worker) stop(c *container) error {
 	c.may(exitTerm)
-	if body, err := w.log(c); err == nil && len(body) == 0 && w.pod.plan.handler == "" {
-		c.may(exitInit)
-	}
 	if c.plan.timeout < patient || w.lostTerminal(c) {
 		c.may(exitKilled)
 	}
-	if c.undone > 0 { // and it was that start that said it is ready, before this one's trap
-		c.may(exitKilled, exitDefault)
+	if c.undone > 0 { // it may be that start that said it is ready: this one has no trap yet
+		c.may(exitInit, exitKilled, exitDefault)
+	} else if body, err := w.log(c); err == nil && len(body) == 0 {
+		c.may(exitInit)
 	}
 	err := w.until("StopContainer", func(ctx context.Context) error {
 		_, err := w.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: c.plan.timeout})
