@@ -23,14 +23,15 @@ type container struct {
 	plan    containerPlan
 	name    string
 	config  *runtimeapi.ContainerConfig
-	said    string // what it writes to its volume
-	shares  int64  // of the processor; 0: what was asked for was not answered
-	logs    int    // files of its log that were rotated
-	id      string // once it has been told or found
-	pid     int    // once it has been seen to run
-	born    string // the process' start time, as the kernel has it
-	asked   time.Time
-	undone  int // starts that may have been undone
+	said    string    // what it writes to its volume
+	shares  int64     // of the processor; 0: what was asked for was not answered
+	logs    int       // files of its log that were rotated
+	id      string    // once it has been told or found
+	pid     int       // once it has been seen to run
+	born    string    // the process' start time, as the kernel has it
+	asked   time.Time // to start
+	running time.Time // as was answered
+	undone  int       // starts that may have been undone
 	started bool
 	removed bool
 	codes   map[int32]bool // that it may end with
@@ -174,7 +175,7 @@ func (w *worker) start(c *container) error {
 	if err != nil {
 		return err
 	}
-	c.started = true
+	c.started, c.running = true, time.Now()
 	return w.observe(c)
 }
 

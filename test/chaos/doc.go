@@ -23,7 +23,8 @@
 //   - When it has ended: the code is its script's, or what it was asked for by StopContainer; or 255 with the reason Unknown
 //     and a message if a supervisor died since it was started (docs/architecture.md). What was told once stays.
 //   - Its log, whole lines numbered by the container: each once and in order, over log rotation too; all of them when it has come to its own end.
-//     Only a container with a terminal or with stdinOnce may lose its own when daemon and supervisor were dead at one time.
+//     Only a container with a terminal or with stdinOnce may lose its own when daemon and supervisor were dead at one time, and
+//     any one whose supervisor died before its start was answered, if it ended before the next was there.
 //   - What was removed is not there any more. An image whose pull was answered is there, one whose removal was is not.
 //   - Every ten seconds, when all stand still: records, bundles, root file systems and the supervisor's containers are those of what is listed.
 //   - Every minute, and at the end, all pods are removed: the host is as it was before, in processes, mounts, pins, links, nftables,

@@ -89,6 +89,13 @@ func (f *faults) supervisorSince(then time.Time) bool {
 	return f.supervisor.After(then)
 }
 
+// inStart reports whether the supervisor may have died in a start that was asked for and answered then.
+func (f *faults) inStart(asked, answered time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.ContainsFunc(f.outages, func(o outage) bool { return o.from.After(asked) && o.from.Before(answered) })
+}
+
 // bothSince reports whether daemon and supervisor were dead at one time, or may have been.
 func (f *faults) bothSince(then time.Time) bool {
 	f.mu.Lock()

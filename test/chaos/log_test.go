@@ -41,7 +41,8 @@ func (w *worker) isReady(c *container) bool {
 
 // checkLog requires that a log has each line that the container wrote, whole, once and in order; and all of them when it
 // has come to its own end. What it wrote when there was neither daemon nor supervisor, and it ended before they were there, is
-// lost: nobody had its FIFO open then; with a terminal without the supervisor alone. A start that was undone may have written before.
+// lost: nobody had its FIFO open then; with a terminal without the supervisor alone, and also when that
+// died before the daemon knew that the container runs, and opened its FIFOs. A start that was undone may have written before.
 func (w *worker) checkLog(c *container) error {
 	if !c.started {
 		return nil
@@ -79,7 +80,7 @@ func (w *worker) checkLog(c *container) error {
 	if c.exit == nil || !c.plan.exits || c.exit.GetExitCode() != c.plan.code || got == c.plan.lines || w.lostTerminal(c) {
 		return nil
 	}
-	if w.faults.inOutage(time.Unix(0, c.exit.GetFinishedAt())) && (c.plan.tty || w.faults.bothSince(c.asked)) {
+	if w.faults.inOutage(time.Unix(0, c.exit.GetFinishedAt())) && (c.plan.tty || w.faults.bothSince(c.asked) || w.faults.inStart(c.asked, c.running)) {
 		w.report.lostEnd()
 		return nil
 	}
