@@ -90,7 +90,7 @@ func newExecWorld(t *testing.T) *execWorld {
 	}
 	self, err := os.Executable()
 	must(t, err)
-	w := &execWorld{T: t, id: "c"}
+	w := &execWorld{T: t, id: filepath.Base(dir)} // its cgroup has that name too
 	cfg := Config{RunDir: filepath.Join(dir, "run"), Supervisor: self, SupervisorLog: filepath.Join(dir, "log")}
 	w.host, err = Open(t.Context(), cfg)
 	must(t, err)

@@ -88,6 +88,23 @@ func (c *container) info() info {
 	return out
 }
 
+// halfDelete makes of a container what crun's delete leaves that is killed: it removes the files of its state in the order
+// of their directory, and refuses to delete a status whose config.json has gone.
+func halfDelete(t *testing.T, n *node, c *container) {
+	t.Helper()
+	root := filepath.Join(n.Dir, "run/runtimes/crun")
+	if err := os.Remove(filepath.Join(root, c.id, "config.json")); err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command(program(t, "crun"), "--root", root, "delete", "--force", c.id).Run(); err == nil {
+		t.Error("crun deletes it all the same: the supervisor need not")
+	}
+	c.remove()
+	if _, err := os.Stat(filepath.Join(root, c.id)); err == nil {
+		t.Error("crun's state is left")
+	}
+}
+
 // TestHandlers runs pods of several OCI runtimes side by side: runc, runc with
 // a root and options of its own, and Debian's crun, which has no `features`;
 // one that is not installed and one that hangs keep no other from running.
@@ -153,6 +170,9 @@ options = ["--no-such-option"]
 		}
 		if _, code := p.output("d", "exit 7"); code != 7 {
 			t.Errorf("%s: exit code %d, want 7", row.runtime, code)
+		}
+		if row.runtime == "crun" {
+			halfDelete(t, n, p.run("e", forever))
 		}
 		if err := n.removePod(p.id); err != nil {
 			t.Errorf("removing a pod of %s: %v", row.runtime, err)
