@@ -96,7 +96,7 @@ type refusedError struct {
 
 func (e *refusedError) Error() string { return fmt.Sprintf("%s: %s (%v)", e.command, e.output, e.err) }
 
-// ask runs one command of an OCI runtime that makes nothing.
+// ask runs one command of an OCI runtime that makes nothing, without the supervisor, and kills one that has no answer within ctx.
 func ask(ctx context.Context, path string, options []string, command ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, path, append(slices.Clone(options), command...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
