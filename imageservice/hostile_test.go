@@ -10,15 +10,22 @@ import (
 	"github.com/gantry-cri/gantry/imageservice/internal/meta"
 )
 
+// pulled is a service with an image of one layer, which has a file f with "1" in it.
+func pulled(t *testing.T) (s *Service, cfg Config, ref string) {
+	t.Helper()
+	needRoot(t)
+	reg := newRegistry(t)
+	cfg = testConfig(t)
+	s = open(t, cfg)
+	ref = reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1"))))
+	pull(t, s, ref)
+	return s, cfg, ref
+}
+
 // Records that read well and lead out of the layers' directory, or say what no layer has, are dropped, and what they
 // name stays.
 func TestHostileLayerRecords(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	cfg := testConfig(t)
-	s := open(t, cfg)
-	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1"))))
-	pull(t, s, ref)
+	s, cfg, ref := pulled(t)
 	huge := strings.Repeat("a", 64)
 	victims := []string{filepath.Join(cfg.Root, "fs"), s.path("fs"), s.path(layersDir, huge, "fs")}
 	mkdirs(t, victims...)
@@ -50,12 +57,7 @@ func TestHostileLayerRecords(t *testing.T) {
 
 // A container whose list of layers cannot be read keeps all that there are, until it is removed.
 func TestUnreadableLayersOfAContainer(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	cfg := testConfig(t)
-	s := open(t, cfg)
-	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1"))))
-	pull(t, s, ref)
+	s, cfg, ref := pulled(t)
 	root := mount(t, s, "runs", ref)
 	list := s.path(containersDir, "runs", "layers")
 	if err := os.Remove(list); err != nil {

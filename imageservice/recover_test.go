@@ -153,12 +153,7 @@ func TestOldMounts(t *testing.T) {
 }
 
 func TestDamagedMetadata(t *testing.T) {
-	needRoot(t)
-	reg := newRegistry(t)
-	cfg := testConfig(t)
-	s := open(t, cfg)
-	ref := reg.push(t, "app", "latest", imageOf(t, gzipLayer(t, file("f", "1"))))
-	pull(t, s, ref)
+	s, cfg, ref := pulled(t)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
